@@ -1,0 +1,69 @@
+"""Values that travel from a retriever to the engine: documents, and deltas of the context they form.
+
+All of them are frozen. Times are seconds of :func:`time.monotonic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One retrieved piece of text.
+
+    ``source`` identifies it (a URL or an id) and is what a result cites; two documents of one context may share a source,
+    as two chunks of one page do. ``score`` is the retriever's own, higher is better.
+    """
+
+    text: str
+    source: str
+    title: str | None = None
+    score: float | None = None
+    metadata: Mapping[str, Any] = field(default=_EMPTY, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalEvent:
+    """Something a retriever did, for the timeline and the result.
+
+    ``kind`` is a short verb: ``fetch`` (a page came), ``skip`` (a source was left out; ``detail`` says why), or a
+    retriever's own. ``started_s`` and ``ended_s`` are equal for an instant.
+    """
+
+    kind: str
+    source: str
+    started_s: float
+    ended_s: float
+    detail: str | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """The context grows: ``documents`` go behind those that are there.
+
+    ``num_remaining`` is how many more deltas the retriever expects, where it knows: a hint, never a promise.
+    ``documents`` may be empty, to report ``events`` alone.
+    """
+
+    documents: tuple[Document, ...]
+    num_remaining: int | None = None
+    events: tuple[RetrievalEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """The context changes: ``documents`` is the complete new list, best first."""
+
+    documents: tuple[Document, ...]
+    num_remaining: int | None = None
+    events: tuple[RetrievalEvent, ...] = ()
+
+
+ContextDelta: TypeAlias = Append | Replace
