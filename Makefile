@@ -1,0 +1,37 @@
+# `make help` lists the targets. Variables: PYTHON=<interpreter>, FLAVOUR=auto|cpu|gpu, TORCH_INDEX_URL=<package index>.
+
+BIN := .venv/bin
+FLAVOUR ?= auto
+
+supported := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# Each candidate is run, not just looked up: a version manager's shim of an inactive version exists and fails.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	"$$p" -c '$(supported)' 2>/dev/null && echo "$$p" && break; done)
+
+.PHONY: help setup test lint types demo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## make .venv ready: pinned packages for this machine, tools, the project itself (a second when nothing changed)
+	@"$(PYTHON)" -c '$(supported)' 2>/dev/null || { \
+		echo "Python 3.11, 3.12 or 3.13 is needed; found: $(or $(PYTHON),none)." \
+			"Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" scripts/set_up.py --flavour "$(FLAVOUR)"
+
+test: lint types ## lint, types, and all tests; those on the real engine take minutes
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff: rules and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+demo: setup ## answer a question over a live crawl, then compare with the usual way
+	$(BIN)/stream2llm demo
+
+clean: ## remove .venv and everything else that the targets made
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
