@@ -1,7 +1,7 @@
 """Make .venv ready for work: the pinned packages for this machine, the development tools, and the project itself, editable.
 
-Needs Python 3.11 to 3.13 and nothing installed. A stamp in .venv, written last, holds a fingerprint of all that decides what gets
-installed. Where it matches, nothing is done; otherwise .venv is built from scratch, so that an interrupted or outdated one is
+Needs Python 3.11 to 3.13 and nothing installed. A stamp in .venv, written last, holds a fingerprint of all that decides what is
+in there. Where it matches, nothing is done; otherwise .venv is built from scratch, so that an interrupted or outdated one is
 never used.
 """
 
@@ -54,8 +54,8 @@ def lock_files(root: Path, flavour: str) -> tuple[Path, Path]:
 def fingerprint(root: Path, flavour: str, python: str) -> str:
     """What decides the content of ``root/.venv``, as a digest.
 
-    Of pyproject.toml only what the installed project is made from: a changed lint rule installs nothing. ``root`` itself counts,
-    for an environment does not survive being moved.
+    Of pyproject.toml only what the installed project is made from: a changed lint rule installs nothing. ``root``
+    itself counts, for an environment does not survive being moved.
     """
     pyproject = tomllib.loads((root / "pyproject.toml").read_text())
     parts = [PIP, flavour, python, str(root), json.dumps([pyproject["build-system"], pyproject["project"]])]
@@ -90,11 +90,11 @@ def plan(root: Path, flavour: str, *, torch_index_url: str | None, quiet: bool) 
             "installation page shows for pip and this compute platform, then run `make setup` again.",
         ),
         Step(
-            f"Install the packages of {lock.name} and {tools.name}", (*pip, "--no-deps", "-r", str(lock), "-r", str(tools)), again
+            f"Install the packages of {lock.name} and {tools.name}",
+            (*pip, "--no-deps", "-r", str(lock), "-r", str(tools)),
+            again,
         ),
-        Step(
-            "Install stream2llm-rag, editable", (*pip, "--no-deps", "--no-build-isolation", "--editable", str(root)), again
-        ),
+        Step("Install stream2llm-rag, editable", (*pip, "--no-deps", "--no-build-isolation", "--editable", str(root)), again),
     ]
 
 
