@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from stream2llm_rag.engine.policy.base import LiveRequest, Policy
 
@@ -36,22 +37,53 @@ class Plan:
     victims: list[LiveRequest] = field(default_factory=list)
 
 
+BlockTable: TypeAlias = Iterable[tuple[int, int]]
+"""Blocks as (id, how many requests hold it)."""
+
+
 def plan(
     active: Iterable[LiveRequest],
     idle: Iterable[LiveRequest],
     resources: Resources,
     policy: Policy,
-    reclaimable: Callable[[LiveRequest], int],
-    shared: Callable[[LiveRequest], int],
+    table: Callable[[str], BlockTable],
+    hit: Callable[[str], BlockTable],
 ) -> Plan:
     """Plan one step.
 
-    ``active`` requests have tokens to compute, ``idle`` ones have none and are only looked at when memory or slots are short:
-    they sort behind all active ones. ``reclaimable`` counts the blocks that evicting a request returns to the pool (those it
-    shares do not); ``shared`` the blocks that a prefix-cache hit gives a waiting request without taking any from the pool. Both
-    cost a walk over blocks and are asked only when a request does not fit otherwise.
+    ``active`` requests have tokens to compute, ``idle`` ones have none: they sort behind all active ones and are only looked at
+    when blocks or slots are short. Then alone are ``table``, the blocks that a request holds, and ``hit``, the blocks that the
+    prefix cache would give it, asked for, by request id.
     """
-    return _Walk(active, idle, resources, policy, reclaimable, shared).run()
+    return _Walk(active, idle, resources, policy, table, hit).run()
+
+
+class _Ledger:
+    """Counts what evictions return to the pool: a block comes back when the last request that holds it is gone."""
+
+    def __init__(self, table: Callable[[str], BlockTable]) -> None:
+        self._table = table
+        self._released: dict[int, int] = {}
+
+    def release(self, request_id: str) -> int:
+        """Let the request go. Returns how many blocks that frees, given who else went before."""
+        num_freed = 0
+        for block, num_holders in self._table(request_id):
+            gone = self._released[block] = self._released.get(block, 0) + 1
+            num_freed += gone == num_holders
+        return num_freed
+
+    def restore(self, request_id: str) -> int:
+        """Undo :meth:`release`. Returns how many blocks are held again for it."""
+        num_held = 0
+        for block, num_holders in self._table(request_id):
+            num_held += self._released[block] == num_holders
+            self._released[block] -= 1
+        return num_held
+
+    def num_held(self, blocks: BlockTable) -> int:
+        """How many of ``blocks`` somebody still holds."""
+        return sum(num_holders > self._released.get(block, 0) for block, num_holders in blocks)
 
 
 class _Walk:
@@ -63,21 +95,21 @@ class _Walk:
         idle: Iterable[LiveRequest],
         resources: Resources,
         policy: Policy,
-        reclaimable: Callable[[LiveRequest], int],
-        shared: Callable[[LiveRequest], int],
+        table: Callable[[str], BlockTable],
+        hit: Callable[[str], BlockTable],
     ) -> None:
         self._order = sorted(active, key=policy.rank)
         self._idle = idle
         self._policy = policy
         self._resources = resources
-        self._reclaimable = reclaimable
-        self._shared = shared
+        self._hit = hit
+        self._ledger = _Ledger(table)
         self._blocks = resources.blocks
         self._slots = resources.slots
         self._plan = Plan()
         self._evicted: set[str] = set()
         self._queue: list[LiveRequest] | None = None
-        self._tail = 0
+        self._tail: int | None = None
 
     def run(self) -> Plan:
         budget = self._resources.token_budget
@@ -96,11 +128,12 @@ class _Walk:
         """Take blocks and a slot for the request, from the free ones, else from requests behind it."""
         num_slots = 0 if request.holds_slot else 1
         num_blocks = self._blocks_needed(request, num_tokens)
+        hit: list[tuple[int, int]] = []
         if num_blocks > self._blocks and not request.holds_slot:
-            num_blocks -= self._shared(request)
-        if not self._evict_for(index, num_blocks, num_slots):
+            hit = list(self._hit(request.request_id))
+        if not self._evict_for(index, num_blocks, num_slots, hit):
             return False
-        self._blocks -= num_blocks
+        self._blocks -= num_blocks - self._ledger.num_held(hit)
         self._slots -= num_slots
         return True
 
@@ -112,25 +145,45 @@ class _Walk:
         num_blocks = -(-(end + self._resources.num_lookahead_tokens) // self._resources.block_size)
         return max(0, num_blocks - request.num_blocks)
 
-    def _evict_for(self, index: int, num_blocks: int, num_slots: int) -> bool:
-        """Evict just as many as needed of those behind ``index``, last in order first; nobody when that is not enough."""
-        blocks, slots, tail = self._blocks, self._slots, self._tail
+    def _evict_for(self, index: int, num_blocks: int, num_slots: int, hit: BlockTable) -> bool:
+        """Evict, of those behind ``index`` and last in order first, as many as it takes; nobody when all are not enough."""
+
+        def missing() -> bool:
+            # A block of the hit that somebody holds costs nothing; when its last holder is evicted it costs one again.
+            return num_blocks - self._ledger.num_held(hit) > self._blocks or num_slots > self._slots
+
+        queue_end = self._tail
         chosen: list[LiveRequest] = []
-        while num_blocks > blocks or num_slots > slots:
+        while missing():
             queue = self._whole_queue()
-            tail = tail or len(queue)
-            if tail - 1 <= index:
+            queue_end = len(queue) if queue_end is None else queue_end
+            if queue_end - 1 <= index:
+                self._take_back(chosen)
                 return False
-            tail -= 1
-            victim = queue[tail]
-            if victim.holds_slot and victim.evictable:
+            queue_end -= 1
+            victim = queue[queue_end]
+            if victim.holds_slot and victim.evictable and victim.request_id not in self._evicted:
                 chosen.append(victim)
-                blocks += self._reclaimable(victim)
-                slots += 1
-        self._blocks, self._slots, self._tail = blocks, slots, tail
+                self._let_go(victim)
+        self._tail = queue_end
+        for victim in chosen[-2::-1]:  # one whose blocks others share, or that a later one made needless, is spared
+            self._take_back([victim])
+            if missing():
+                self._let_go(victim)
+            else:
+                chosen.remove(victim)
         self._plan.victims += chosen
         self._evicted.update(victim.request_id for victim in chosen)
         return True
+
+    def _let_go(self, victim: LiveRequest) -> None:
+        self._blocks += self._ledger.release(victim.request_id)
+        self._slots += 1
+
+    def _take_back(self, victims: Iterable[LiveRequest]) -> None:
+        for victim in victims:
+            self._blocks -= self._ledger.restore(victim.request_id)
+            self._slots -= 1
 
     def _whole_queue(self) -> list[LiveRequest]:
         if self._queue is None:

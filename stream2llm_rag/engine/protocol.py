@@ -14,7 +14,6 @@ from enum import StrEnum
 from typing import Any
 
 EXTRA_ARGS_KEY = "stream2llm"
-SECRET_VARIABLE = "STREAM2LLM_SECRET"  # noqa: S105 - the name of an environment variable
 
 
 class OpKind(StrEnum):

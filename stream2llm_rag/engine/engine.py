@@ -1,0 +1,262 @@
+"""The engine: stock vLLM with a scheduler of ours, under ``async with``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub
+from stream2llm_rag.engine.policy import make_policy
+from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
+from stream2llm_rag.engine.settings import CoreSettings
+from stream2llm_rag.errors import (
+    CapacityError,
+    EngineDied,
+    EngineStartError,
+    InvalidInputError,
+    LifecycleError,
+    MissingExtraError,
+)
+from stream2llm_rag.main_guard import in_spawned_child, missing_main_guard
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from stream2llm_rag.engine.wire import VllmWire
+
+logger = logging.getLogger(__name__)
+
+_SCHEDULERS = {
+    False: "stream2llm_rag.engine.scheduler.StreamingScheduler",
+    True: "stream2llm_rag.engine.scheduler.AsyncStreamingScheduler",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """``num_sessions`` are open in this process; ``cores`` has the counters of each engine core (one without data parallelism)."""
+
+    num_sessions: int
+    cores: tuple[EngineCounters, ...]
+
+
+class Stream2LLMEngine:
+    """A vLLM engine whose requests can stream their context in.
+
+    ``model`` and any further keyword are vLLM's engine arguments (``AsyncEngineArgs``): ``tensor_parallel_size``, ``max_model_len``,
+    ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open at once.
+
+    Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the event
+    loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
+    Raises :class:`EngineStartError` when the engine cannot start.
+    """
+
+    def __init__(self, model: str | Path, *, policy: str = "fcfs", max_sessions: int = 1024, **engine_args: Any) -> None:
+        make_policy(policy)
+        if max_sessions < 1:
+            raise InvalidInputError(f"max_sessions must be at least 1, got {max_sessions}.")
+        for taken in ("scheduler_cls", "speculative_config", "runner"):
+            if engine_args.get(taken) is not None:
+                raise InvalidInputError(f"{taken}={engine_args[taken]!r} cannot be combined with streaming. Leave it out.")
+        self._model = str(model)
+        self._engine_args = engine_args
+        self._settings = CoreSettings(secrets.token_hex(32), policy)
+        self._max_sessions = max_sessions
+        self._hub = FeedbackHub()
+        self._sessions: set[Session] = set()
+        self._state = "not opened yet"
+        self._starter = _Starter()
+        self._llm: AsyncLLM | None = None
+        self._wire: VllmWire | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._state != "not opened yet":
+            raise LifecycleError(f"this engine is {self._state}. Make a new one: an engine is opened once.")
+        self._refuse_unguarded_script()
+        self._state = "starting"
+        try:
+            await self._starter.run(self._start)
+        except BaseException as error:
+            self._state = "closed"
+            await self._stop()
+            if isinstance(error, Exception) and not isinstance(error, EngineStartError | ImportError):
+                raise EngineStartError(f"vLLM could not start {self._model!r}: {error}") from error
+            raise
+        from stream2llm_rag.engine.wire import VllmWire
+
+        assert self._llm is not None
+        self._wire = VllmWire(self._llm, self._settings.secret, self._hub)
+        self._llm._run_output_handler()  # records must flow before the first finish
+        self._state = "open"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Abort open sessions and end vLLM's processes. Calling it again does nothing."""
+        if self._state != "open":
+            return
+        self._state = "closed"
+        with anyio.CancelScope(shield=True):
+            for session in list(self._sessions):
+                await session.abort()
+            await self._stop()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, as vLLM loaded it."""
+        return self._running().get_tokenizer()
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return int(self._running().model_config.max_model_len)
+
+    async def open(self, prefix: TokenIds = (), *, cache_salt: str | None = None, lora_request: Any = None) -> Session:
+        """Open a streaming request that starts with ``prefix``; use it under ``async with``.
+
+        ``cache_salt`` keeps its KV apart from that of other salts in the prefix cache; ``lora_request`` is vLLM's. Raises
+        :class:`CapacityError` when ``max_sessions`` are open.
+        """
+        self._running()
+        assert self._wire is not None
+        if len(self._sessions) >= self._max_sessions:
+            raise CapacityError(
+                f"{len(self._sessions)} sessions are open, the limit is max_sessions={self._max_sessions}. Try again when some have ended."
+            )
+        session = Session(self._wire, on_close=self._sessions.discard, cache_salt=cache_salt, lora_request=lora_request)
+        self._sessions.add(session)
+        self._hub.listen(session.request_id, session.take_record)
+        try:
+            await session.append(prefix)
+        except BaseException:
+            await session.abort()
+            raise
+        return session
+
+    async def generate(
+        self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams | None = None
+    ) -> AsyncIterator[OutputDelta]:
+        """Answer a prompt that is complete: an ordinary vLLM request, beside the streaming ones."""
+        self._running()
+        assert self._wire is not None
+        async for output in self._wire.generate(prompt, sampling or {}):
+            yield output
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes. Returns False when requests still hold KV and nothing was forgotten."""
+        return bool(await self._running().reset_prefix_cache())
+
+    def stats(self) -> EngineStats:
+        """Counters as of the last step of each engine core."""
+        return EngineStats(len(self._sessions), tuple(self._hub.counters[index] for index in sorted(self._hub.counters)))
+
+    def _running(self) -> AsyncLLM:
+        if self._state != "open" or self._llm is None:
+            raise LifecycleError(f"this engine is {self._state}. Use it inside: async with Stream2LLMEngine(...) as engine.")
+        if self._llm.errored:
+            raise EngineDied("a process of the engine is gone. Close this engine and open a new one; its log says why.")
+        return self._llm
+
+    def _start(self) -> None:
+        """Build vLLM's engine. Runs in the starter's thread, to its end even when the caller is cancelled."""
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise MissingExtraError("vLLM", "vllm") from error
+        from stream2llm_rag.engine.metrics import feedback_logger
+        from stream2llm_rag.engine.surface import check_surface
+
+        check_surface()
+        args = AsyncEngineArgs(model=self._model, **{"disable_log_stats": True, **self._engine_args})
+        with self._settings.in_environment():
+            config = args.create_engine_config()
+            config.scheduler_config.scheduler_cls = _SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
+            self._llm = AsyncLLM.from_vllm_config(
+                config, stat_loggers=[feedback_logger(self._hub)], disable_log_stats=args.disable_log_stats
+            )
+
+    async def _stop(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            handler = llm.output_handler
+            await self._starter.run(llm.shutdown)
+            if handler is not None:
+                await asyncio.wait([handler])
+        self._starter.close()
+
+    def _refuse_unguarded_script(self) -> None:
+        script = missing_main_guard()
+        if in_spawned_child() or script is not None:
+            raise EngineStartError(
+                f"{script or 'the main script'} starts an engine at its top level, and vLLM's processes would run it again. "
+                'Put what it does under: if __name__ == "__main__":'
+            )
+        path = Path(self._model)
+        if (path.is_absolute() or self._model.startswith(".")) and not path.exists():
+            raise EngineStartError(
+                f"there is no model at {self._model!r}. Pass a directory with a config.json, or a model's name."
+            )
+
+
+class _Starter:
+    """A thread that starts vLLM's processes and stays alive as long as they do.
+
+    The kernel ends them when the thread that started them is gone (see :mod:`plugins`), so a pool's thread would not do.
+    """
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._job: tuple[Callable[[], Any], Future[Any]] | None = None
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Call ``function`` in the thread and wait for its result, also when the caller is cancelled meanwhile."""
+        future: Future[Any] = Future()
+        with self._wake:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="stream2llm-engine", daemon=True)
+                self._thread.start()
+            self._job = (function, future)
+            self._wake.notify()
+        waiting = asyncio.wrap_future(future)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            await asyncio.wait([waiting])
+            raise
+
+    def close(self) -> None:
+        """Let the thread end."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._job is not None or self._closed)
+                job, self._job = self._job, None
+            if job is None:
+                return
+            function, future = job
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)

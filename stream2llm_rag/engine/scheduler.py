@@ -1,0 +1,478 @@
+"""Phase 2 of a step: vLLM's own scheduler, shown just the requests that the plan lets run.
+
+The only module that touches vLLM's scheduler internals. A streaming request is an ordinary ``Request`` that grows: repeated
+engine-core requests of its id carry operations (:mod:`protocol`). It is computed up to its last token but one, so that it never
+samples, until its finish lifts that cap. One with nothing to compute is *idle*: it keeps its blocks, sits in none of vLLM's
+queues, and can be evicted. Nothing here may raise for anything that a front end sends: an exception in
+``Scheduler.add_request`` ends the engine core.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.sampling_params import SamplingType
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import create_request_queue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.request import Request, RequestStatus
+
+from stream2llm_rag.engine import protocol
+from stream2llm_rag.engine.feedback import STATS_KEY, CoreFeedback, StepKind
+from stream2llm_rag.engine.planner import BlockTable, Plan, Resources, plan
+from stream2llm_rag.engine.policy import LiveRequest, make_policy
+from stream2llm_rag.engine.protocol import Op, OpKind, RefusedOpError
+from stream2llm_rag.engine.settings import CoreSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What we know of a streaming request beyond vLLM's ``Request``."""
+
+    request: Request
+    partial: bool
+    last_chunk_at: float
+    num_remaining: int | None
+    num_hit: int = 0
+    """Tokens at the front whose KV came from the prefix cache."""
+
+
+class _StreamingMixin(Scheduler):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = CoreSettings.from_environment()
+        self._secret = settings.secret
+        self._ranking = make_policy(settings.policy)
+        self._chaos = settings.chaos
+        self._dice = random.Random(0)  # noqa: S311 - for tests, not for secrets
+        self._clock = time.monotonic
+        self._streams: dict[str, _Stream] = {}
+        self._idle: dict[str, Request] = {}
+        self._plan: Plan | None = None
+        self._feedback = CoreFeedback()
+        self._step_started: dict[int, float] = {}
+        # The planner makes the same reservation for complete requests; partial ones grow and are admitted chunk by chunk.
+        self.scheduler_reserve_full_isl = False
+
+    # ------------------------------------------------------------------ operations come in
+
+    def add_request(self, request: Request) -> None:
+        """Take a plain request, or one operation of a stream."""
+        op = self._decode(request)
+        stream = self._streams.get(request.request_id)
+        if stream is None:
+            if op is None or op.kind is OpKind.FINISH or op.opens:
+                self._open(request, op)
+            else:
+                logger.debug("dropped %s for %s, which is gone", op.kind, request.request_id)
+        elif op is None or not stream.partial or not self._fits_model(stream, op, request):
+            self._feedback.counters.num_ops_refused += 1
+        else:
+            self._apply(stream, op, request)
+
+    def _decode(self, request: Request) -> Op | None:
+        params = request.sampling_params
+        try:
+            op = protocol.decode(params.extra_args if params is not None else None, self._secret)
+        except RefusedOpError as refusal:
+            self._feedback.counters.num_ops_refused += 1
+            logger.debug("refused an operation for %s: %s", request.request_id, refusal)
+            return None
+        if op is not None:
+            self._feedback.counters.num_ops += 1
+        return op
+
+    def _fits_model(self, stream: _Stream, op: Op, request: Request) -> bool:
+        """Lengths are checked by vLLM for each request, not for their sum."""
+        before = stream.request.num_tokens if op.kind is OpKind.APPEND else 0
+        return request.prompt_token_ids is not None and before + request.num_prompt_tokens <= self.max_model_len
+
+    def _open(self, request: Request, op: Op | None) -> None:
+        known = self.requests.get(request.request_id)
+        if known is not None and known.streaming_queue is None:
+            self._feedback.counters.num_ops_refused += 1  # vLLM asserts that ids of plain requests are unique
+            return
+        if op is None:
+            super().add_request(request)
+            return
+        request.resumable = False  # vLLM's own streaming would park it where it cannot be preempted
+        partial = op.kind is not OpKind.FINISH
+        self._streams[request.request_id] = _Stream(request, partial, request.arrival_time, op.num_remaining)
+        super().add_request(request)
+        if partial and self._num_pending(request) <= 0:
+            self._detach(request)
+            self._place(request)
+        if not partial:
+            self._feedback.record(request.request_id, StepKind.FINAL, 0, self._clock())
+
+    def _apply(self, stream: _Stream, op: Op, chunk: Request) -> None:
+        request = stream.request
+        self._detach(request)
+        stream.last_chunk_at = chunk.arrival_time
+        stream.num_remaining = op.num_remaining
+        if op.kind is OpKind.APPEND:
+            self._extend(request, chunk.prompt_token_ids)
+        else:
+            self._replace(stream, chunk)
+        # The worker learns new tokens only from NewRequestData, which is what a WAITING request gets.
+        request.status = RequestStatus.WAITING
+        if op.kind is OpKind.FINISH:
+            self._complete(stream, chunk)
+        self._place(request)
+
+    def _extend(self, request: Request, token_ids: list[int]) -> None:
+        request._all_token_ids.extend(token_ids)  # in place: `all_token_ids` is a view of it
+        request.prompt_token_ids = request.prompt_token_ids + token_ids  # a new list: the worker may hold the old one
+        request.num_prompt_tokens = len(request.prompt_token_ids)
+        request.update_block_hashes()
+
+    def _replace(self, stream: _Stream, chunk: Request) -> None:
+        """Change the prompt to the chunk's; KV of the longest common prefix stays."""
+        request, token_ids = stream.request, chunk.prompt_token_ids
+        common = _common_prefix(request._all_token_ids, token_ids)
+        before = request.num_computed_tokens
+        request._all_token_ids[:] = token_ids
+        request.prompt_token_ids = list(token_ids)
+        request.num_prompt_tokens = len(token_ids)
+        request.block_hashes = list(chunk.block_hashes)  # hashed already, in the core's input thread
+        keep = min(before, common, len(token_ids) - 1)
+        if keep < before:
+            self._truncate(request, keep)
+            stream.num_hit = min(stream.num_hit, request.num_computed_tokens)
+            lost = before - request.num_computed_tokens
+            self._feedback.record(request.request_id, StepKind.INVALIDATED, lost, self._clock())
+
+    def _truncate(self, request: Request, keep: int) -> None:
+        """Keep KV of at most the first ``keep`` tokens.
+
+        A last block that is only partly kept will be written again: never one that is hashed or shared, since others may find
+        or read the old content there. Freed blocks keep their hashes, for they keep their content.
+        """
+        managers = self.kv_cache_manager.coordinator.single_type_managers
+        if len(managers) != 1 or not self._request_blocks_can_be_freed(request):
+            keep = 0
+        else:
+            manager = managers[0]
+            blocks = manager.req_to_blocks[request.request_id]
+            num_blocks = -(-keep // manager.block_size)
+            if keep % manager.block_size and (
+                blocks[num_blocks - 1].block_hash is not None or blocks[num_blocks - 1].ref_cnt > 1
+            ):
+                num_blocks -= 1
+                keep = num_blocks * manager.block_size
+        if keep == 0:
+            self._free_request_blocks(request)
+            self._inflight_prefills.discard(request)
+            self.reset_preempted_req_ids.add(request.request_id)  # the V2 model runner gives its slot back
+        else:
+            tail = blocks[num_blocks:]
+            del blocks[num_blocks:]
+            cached = manager.num_cached_block.get(request.request_id, 0)
+            manager.num_cached_block[request.request_id] = min(cached, keep // manager.block_size)
+            manager.block_pool.free_blocks(reversed(tail))
+        request.num_computed_tokens = keep
+
+    def _complete(self, stream: _Stream, final: Request) -> None:
+        """The request is whole: from here on it is an ordinary one, with the sampling parameters of its finish."""
+        request = stream.request
+        stream.partial = False
+        request.sampling_params = final.sampling_params
+        request.max_tokens = final.max_tokens
+        request.structured_output_request = final.structured_output_request
+        if final.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+            request.status = final.status
+        request.kv_transfer_params = final.kv_transfer_params
+        request.trace_headers = final.trace_headers
+        request.priority = final.priority
+        request.prefill_stats = PrefillStats()
+        request.prefill_stats.set(
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_local_cached_tokens=request.num_computed_tokens,
+            num_external_cached_tokens=0,
+        )
+        if final.sampling_params.sampling_type == SamplingType.RANDOM_SEED:
+            # The worker makes a seeded generator only for a request that it does not know yet (gpu_model_runner.py,
+            # _update_states); one that it is told has finished it forgets, and the KV is ours.
+            self.finished_req_ids.add(request.request_id)
+        overlap = max(0, request.num_computed_tokens - stream.num_hit)
+        self._feedback.record(request.request_id, StepKind.FINAL, overlap, self._clock())
+
+    # ------------------------------------------------------------------ queues
+
+    def _num_pending(self, request: Request) -> int:
+        """Tokens that may be computed now."""
+        stream = self._streams.get(request.request_id)
+        if stream is not None and stream.partial:
+            return request.num_tokens - 1 - request.num_computed_tokens
+        return request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens
+
+    def _detach(self, request: Request) -> None:
+        """Take the request out of whichever queue it is in."""
+        if request.status == RequestStatus.RUNNING:
+            self.running.remove(request)
+        elif self._idle.pop(request.request_id, None) is None:
+            self.waiting.remove_requests([request])
+            self.kv_holding_waiting.remove_requests([request])
+            self.deferred_waiting.discard(request)
+
+    def _place(self, request: Request) -> None:
+        """Put a request that is in no queue where it belongs."""
+        stream = self._streams.get(request.request_id)
+        if stream is not None and stream.partial and self._num_pending(request) <= 0:
+            self._inflight_prefills.discard(request)
+            self._idle[request.request_id] = request
+        else:
+            self._enqueue_waiting_request(request)
+
+    def _evict(self, request: Request) -> None:
+        """Free all KV of a running, waiting or idle request."""
+        self._detach(request)
+        was_running = request.status == RequestStatus.RUNNING
+        num_tokens = request.num_computed_tokens
+        request.status = RequestStatus.RUNNING
+        self._preempt_request(request, time.monotonic())  # asserts RUNNING; appends to `waiting`
+        self.waiting.remove_request(request)
+        if not was_running:  # its tokens may have changed since the worker saw them
+            request.status = RequestStatus.WAITING
+        stream = self._streams.get(request.request_id)
+        if stream is not None:
+            stream.num_hit = 0
+            self._feedback.record(request.request_id, StepKind.EVICTED, num_tokens, self._clock())
+        self._feedback.counters.num_evictions += 1
+        self._place(request)
+
+    # ------------------------------------------------------------------ a step
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan, evict, and let vLLM schedule what the plan lets run. Without streams this is vLLM's own ``schedule``."""
+        started = self._clock()
+        if not self._streams or self._pause_state != PauseState.UNPAUSED:
+            output = super().schedule(*args, **kwargs)
+        else:
+            output = self._schedule_planned(*args, **kwargs)
+        self._step_started[id(output)] = started
+        return output
+
+    def _schedule_planned(self, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        if self._chaos and self._dice.random() < self._chaos:
+            self._evict_somebody()
+        self._plan = self._make_plan()
+        for victim in self._plan.victims:
+            self._evict(self.requests[victim.request_id])
+        held = self._expose()
+        planned = time.perf_counter()
+        before = {request_id: self.requests[request_id].num_computed_tokens for request_id in self._plan.grants}
+        output = super().schedule(*args, **kwargs)
+        done = time.perf_counter()
+        self._note_step(output.num_scheduled_tokens, before)
+        self._plan = None
+        self._collect(held)
+        counters = self._feedback.counters
+        counters.num_steps += 1
+        counters.planning_s += planned - started + time.perf_counter() - done
+        return output
+
+    def _split_waiting(self) -> tuple[list[Request], list[Request]]:
+        """Waiting requests that vLLM holds back for reasons of its own, and the others."""
+        blocked, ready = [], []
+        for queue in (self.kv_holding_waiting, self.waiting):
+            for request in queue:
+                (blocked if self._is_blocked_waiting_status(request.status) else ready).append(request)
+        return blocked, ready
+
+    def _make_plan(self) -> Plan:
+        blocked, ready = self._split_waiting()
+        active = [self._live(request) for request in (*self.running, *ready)]
+        num_slots = sum(request.holds_slot for request in active)
+        num_slots += sum(self._holds_kv_blocks(request) for request in (*blocked, *self._idle.values()))
+        resources = Resources(
+            token_budget=self.max_num_scheduled_tokens,
+            blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+            slots=self.max_num_active_reqs - num_slots,
+            block_size=self.block_size,
+            num_lookahead_tokens=self.num_lookahead_tokens,
+        )
+        idle = (self._live(request) for request in self._idle.values())
+        return plan(active, idle, resources, self._ranking, self._block_table, self._prefix_hit)
+
+    def _live(self, request: Request) -> LiveRequest:
+        stream = self._streams.get(request.request_id)
+        groups = self.kv_cache_manager.get_blocks(request.request_id).blocks
+        return LiveRequest(
+            request_id=request.request_id,
+            arrived_at=request.arrival_time,
+            last_chunk_at=stream.last_chunk_at if stream is not None else request.arrival_time,
+            partial=stream is not None and stream.partial,
+            num_computed=request.num_computed_tokens,
+            num_target=request.num_computed_tokens + self._num_pending(request),
+            num_blocks=len(groups[0]) if groups else 0,
+            holds_slot=request.status == RequestStatus.RUNNING or self._holds_kv_blocks(request),
+            evictable=self._request_blocks_can_be_freed(request),
+            num_remaining=stream.num_remaining if stream is not None else None,
+        )
+
+    def _block_table(self, request_id: str) -> BlockTable:
+        return _as_table(self.kv_cache_manager.get_blocks(request_id))
+
+    def _prefix_hit(self, request_id: str) -> BlockTable:
+        return _as_table(self.kv_cache_manager.get_computed_blocks(self.requests[request_id])[0])
+
+    def _expose(self) -> list[Request]:
+        """Leave in vLLM's queues just what the plan lets run, in its order. Returns the requests held out of them."""
+        assert self._plan is not None
+        blocked, ready = self._split_waiting()
+        held = [request for request in (*self.running, *ready) if request.request_id not in self._plan.grants]
+        granted = [self.requests[request_id] for request_id in self._plan.grants]
+        self.running = [request for request in granted if request.status == RequestStatus.RUNNING]
+        self._reset_queues()
+        for request in granted:
+            if request.status != RequestStatus.RUNNING:
+                self.kv_holding_waiting.add_request(request)  # drained first, and in this order
+        for request in blocked:
+            self._enqueue_waiting_request(request)
+        return held
+
+    def _reset_queues(self) -> None:
+        self.waiting = create_request_queue(self.policy)
+        self.kv_holding_waiting = create_request_queue(self.policy)
+
+    def _collect(self, held: Iterable[Request]) -> None:
+        """Put the held requests back, and take out those that have become idle."""
+        left = [*self.kv_holding_waiting, *self.waiting]
+        self._reset_queues()
+        for request in held:
+            if request.status == RequestStatus.RUNNING:
+                self.running.append(request)
+            else:
+                left.append(request)
+        for request in [r for r in self.running if r.request_id in self._streams and self._num_pending(r) <= 0]:
+            if self._streams[request.request_id].partial:
+                self.running.remove(request)
+                request.status = RequestStatus.WAITING
+                left.append(request)
+        for request in left:
+            self._place(request)
+
+    def _note_step(self, scheduled: dict[str, int], before: dict[str, int]) -> None:
+        assert self._plan is not None
+        for request_id in self._plan.grants:
+            if request_id not in scheduled and self.requests[request_id].status != RequestStatus.RUNNING:
+                self._feedback.counters.num_grants_refused += 1
+        for request_id, num_tokens in scheduled.items():
+            stream = self._streams.get(request_id)
+            if stream is not None and before.get(request_id) == 0:
+                stream.num_hit = stream.request.num_computed_tokens - num_tokens
+
+    def _evict_somebody(self) -> None:
+        holders = [r for r in (*self.running, *self._idle.values()) if self._holds_kv_blocks(r)]
+        holders = [r for r in holders if self._request_blocks_can_be_freed(r)]
+        if holders:
+            self._evict(self._dice.choice(holders))
+
+    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """vLLM asks here, for running and for waiting requests, how many of the tokens to take: the planned number, and of a
+        partial request never the last."""
+        num_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        stream = self._streams.get(request.request_id)
+        if stream is not None and stream.partial:
+            num_tokens = min(num_tokens, request.num_tokens - 1 - num_computed_tokens)
+        if self._plan is not None:
+            num_tokens = min(num_tokens, self._plan.grants.get(request.request_id, 0))
+        return max(num_tokens, 0)
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        """Leave a partial request at least one token to compute: vLLM's waiting loop ends at a request with none."""
+        blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        stream = self._streams.get(request.request_id)
+        limit = request.num_tokens - 1
+        if stream is not None and stream.partial and num_hit >= limit:
+            num_hit = (limit - 1) // self.block_size * self.block_size
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_hit)
+        return blocks, num_hit, boundary, diverged
+
+    # ------------------------------------------------------------------ what goes out
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Note what the finished step computed, then let vLLM take the output."""
+        ended = self._clock()
+        started = self._step_started.pop(id(scheduler_output), ended)
+        for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
+            if request_id in self._streams:
+                self._feedback.record(request_id, StepKind.COMPUTED, num_tokens, started, ended)
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's statistics with our records beside them."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            self._refresh_levels()
+            stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), STATS_KEY: self._feedback.drain()}
+        return stats
+
+    def _refresh_levels(self) -> None:
+        counters = self._feedback.counters
+        counters.num_partial = sum(stream.partial for stream in self._streams.values())
+        counters.num_complete = len(self.requests) - counters.num_partial
+        counters.num_running = len(self.running)
+        counters.num_idle = len(self._idle)
+        held = (self.kv_cache_manager.get_blocks(request_id).blocks for request_id in self._idle)
+        counters.num_idle_blocks = sum(len(groups[0]) for groups in held if groups)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        self._idle.pop(request.request_id, None)
+        self._streams.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """Running and waiting requests, the idle ones among the latter."""
+        num_running, num_waiting = super().get_request_counts()
+        return num_running, num_waiting + len(self._idle)
+
+    def get_num_unfinished_requests(self) -> int:
+        """Requests that a step could advance. Idle ones are not among them, else the engine core would spin."""
+        num_unfinished = super().get_num_unfinished_requests()
+        if self._pause_state != PauseState.UNPAUSED:
+            return num_unfinished
+        return num_unfinished - len(self._idle)
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
+        """As in vLLM; with ``reset_running_requests`` idle streams give their KV up too."""
+        if reset_running_requests:
+            for request in [r for r in self._idle.values() if self._holds_kv_blocks(r)]:
+                self._evict(request)
+        return bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
+
+
+def _as_table(blocks: KVCacheBlocks) -> BlockTable:
+    return ((block.block_id, block.ref_cnt) for group in blocks.blocks for block in group if not block.is_null)
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    """Length of the longest common prefix; compares slices, which C does, down to the first that differ."""
+    end = min(len(left), len(right))
+    start = 0
+    while start < end:
+        stop = min(start + 256, end)
+        if left[start:stop] != right[start:stop]:
+            return next(i for i in range(start, stop) if left[i] != right[i])
+        start = stop
+    return end
+
+
+class StreamingScheduler(_StreamingMixin):
+    """For synchronous scheduling."""
+
+
+class AsyncStreamingScheduler(_StreamingMixin, AsyncScheduler):
+    """For asynchronous scheduling, where steps are planned before the last one's output is there."""

@@ -1,0 +1,204 @@
+"""One streaming request: context goes in piece by piece, then a question, and tokens come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from uuid import uuid4
+
+import anyio
+import numpy as np
+
+from stream2llm_rag.engine.feedback import StepKind, StepRecord
+from stream2llm_rag.engine.protocol import Op, OpKind
+from stream2llm_rag.errors import InvalidInputError, LifecycleError, PromptTooLongError
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDelta:
+    """Tokens that came together. ``finish_reason`` is set in the last one: ``stop``, ``length`` or ``abort``."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None = None
+    logprobs: Any = None
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """What the engine core did for one stream so far.
+
+    ``overlap_tokens`` are those of the final prompt that were computed before the final context arrived and were still held
+    then; prefix-cache hits do not count. ``computed_tokens`` counts every token computed, those lost and computed again too.
+    """
+
+    computed_tokens: int = 0
+    overlap_tokens: int = 0
+    invalidated_tokens: int = 0
+    num_evictions: int = 0
+    evicted_tokens: int = 0
+
+    def add(self, record: StepRecord) -> None:
+        """Count one record of the core."""
+        match record.kind:
+            case StepKind.COMPUTED:
+                self.computed_tokens += record.num_tokens
+            case StepKind.INVALIDATED:
+                self.invalidated_tokens += record.num_tokens
+            case StepKind.EVICTED:
+                self.num_evictions += 1
+                self.evicted_tokens += record.num_tokens
+            case StepKind.FINAL:
+                self.overlap_tokens = record.num_tokens
+
+
+class Wire(Protocol):
+    """What a session needs of its engine: a way to the engine core."""
+
+    max_model_len: int
+    vocab_size: int
+
+    async def send(self, session: Session, op: Op, token_ids: list[int], arrival_time: float) -> None:
+        """Send one operation of the session."""
+        ...
+
+    async def submit(
+        self,
+        session: Session,
+        token_ids: list[int],
+        sampling: Mapping[str, Any] | SamplingParams,
+        opens: bool,
+        arrival_time: float,
+    ) -> AsyncIterator[OutputDelta]:
+        """Send the finish and register for its outputs."""
+        ...
+
+    async def drop(self, session: Session, submitted: bool) -> None:
+        """Free everything of the session, there and here."""
+        ...
+
+
+class Session:
+    """One streaming request of an engine; made by ``engine.open()`` and used as an async context manager.
+
+    The prompt grows by :meth:`append` or is replaced by :meth:`update`, as often as need be; :meth:`finish` adds the last piece and
+    gives the answer. Leaving the block early aborts and frees everything. Calls of one session are carried out in the order in which
+    they were made.
+    """
+
+    def __init__(
+        self, wire: Wire, *, on_close: Callable[[Session], None], cache_salt: str | None = None, lora_request: Any = None
+    ) -> None:
+        self.request_id = f"s2l-{uuid4().hex}"
+        self.cache_salt = cache_salt
+        self.lora_request = lora_request
+        self.stats = SessionStats()
+        self.records: list[StepRecord] = []
+        self._wire = wire
+        self._on_close = on_close
+        self._tokens: list[int] = []
+        self._opened = False
+        self._state = "open"
+        self._turn = anyio.Lock()
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the prompt as it stands, in tokens."""
+        return len(self._tokens)
+
+    async def append(self, token_ids: TokenIds, *, num_remaining: int | None = None) -> None:
+        """Put ``token_ids`` behind the prompt. ``num_remaining`` is how many more pieces are expected: a hint to the scheduler.
+
+        Raises :class:`PromptTooLongError` if the prompt would not leave room for an answer, :class:`LifecycleError` after
+        :meth:`finish` or :meth:`abort`. The session stays usable after the former.
+        """
+        async with self._turn:
+            new = self._checked(token_ids, len(self._tokens))
+            if new:
+                await self._send(OpKind.APPEND, new, self._tokens + new, num_remaining)
+
+    async def update(self, token_ids: TokenIds, *, num_remaining: int | None = None) -> None:
+        """Replace the prompt by ``token_ids``. KV of the longest common prefix of old and new stays. Raises as :meth:`append`."""
+        async with self._turn:
+            new = self._checked(token_ids, 0)
+            if not new:
+                raise InvalidInputError("update() got no tokens. Pass the complete new prompt, at least one token.")
+            if new != self._tokens:
+                await self._send(OpKind.UPDATE, new, new, num_remaining)
+
+    async def finish(
+        self, suffix: TokenIds = (), sampling: Mapping[str, Any] | SamplingParams | None = None
+    ) -> AsyncIterator[OutputDelta]:
+        """Add ``suffix`` and answer. Returns an iterator over the output as it is generated.
+
+        ``sampling`` holds vLLM's ``SamplingParams``, or its fields as a mapping. Raises as :meth:`append`, and
+        :class:`InvalidInputError` if there is no prompt at all.
+        """
+        async with self._turn:
+            tokens = self._tokens + self._checked(suffix, len(self._tokens))
+            if not tokens:
+                raise InvalidInputError("finish() came before any token. Append context, or pass the prompt as the suffix.")
+            outputs = await self._wire.submit(self, tokens, sampling or {}, not self._opened, time.time())
+            self._tokens, self._state = tokens, "finished"
+            return outputs
+
+    async def abort(self) -> None:
+        """Drop the request and free what it holds. Calling it again does nothing."""
+        if self._state != "aborted":
+            submitted = self._state == "finished"
+            self._state = "aborted"
+            try:
+                await self._wire.drop(self, submitted)
+            finally:
+                self._on_close(self)
+
+    def take_record(self, record: StepRecord) -> None:
+        """Take one record of the engine core."""
+        self.stats.add(record)
+        self.records.append(record)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.abort()
+
+    async def _send(self, kind: OpKind, token_ids: list[int], whole: list[int], num_remaining: int | None) -> None:
+        op = Op(kind, opens=not self._opened, num_remaining=num_remaining)
+        self._opened = True
+        await self._wire.send(self, op, token_ids, time.time())
+        self._tokens = whole
+
+    def _checked(self, token_ids: TokenIds, num_before: int) -> list[int]:
+        if self._state != "open":
+            raise LifecycleError(f"this session is {self._state}. Open another one with engine.open().")
+        ids = np.asarray(
+            token_ids if isinstance(token_ids, np.ndarray) else list(token_ids), dtype=object if not token_ids else None
+        )
+        if ids.size == 0:
+            return []
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise InvalidInputError(f"token ids must be a flat sequence of integers, got {ids.dtype} of shape {ids.shape}.")
+        if ids.min() < 0 or ids.max() >= self._wire.vocab_size:
+            raise InvalidInputError(
+                f"token ids must be in [0, {self._wire.vocab_size}), got values from {ids.min()} to {ids.max()}. "
+                "Were they made by another model's tokenizer?"
+            )
+        num_tokens = num_before + int(ids.size)
+        if num_tokens >= self._wire.max_model_len:
+            raise PromptTooLongError(
+                f"the prompt would have {num_tokens} tokens, but the model's context of {self._wire.max_model_len} must hold it and at "
+                "least one token of the answer. Append less, or open the engine with a larger max_model_len."
+            )
+        return [int(i) for i in ids]

@@ -1,0 +1,175 @@
+"""The front end's side of the wire: how sessions reach the engine core through vLLM's ``AsyncLLM``.
+
+Operations before the finish go to the core alone; the output processor learns of a request only at its finish, with the whole
+prompt, so that a partial request costs nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from copy import copy
+from typing import Any
+from uuid import uuid4
+
+from vllm import SamplingParams
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import RequestOutputCollector
+
+from stream2llm_rag.engine import protocol
+from stream2llm_rag.engine.feedback import FeedbackHub
+from stream2llm_rag.engine.protocol import Op, OpKind
+from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
+from stream2llm_rag.errors import EngineDied, InvalidInputError, UnsupportedError
+
+DIED = "a process of the engine is gone. Close this engine and open a new one; its log says why."
+
+
+class VllmWire:
+    """Sends what sessions say to the engine core of ``llm``, and brings outputs and records back."""
+
+    def __init__(self, llm: AsyncLLM, secret: str, hub: FeedbackHub) -> None:
+        self.max_model_len: int = llm.model_config.max_model_len
+        self.vocab_size: int = llm.model_config.get_vocab_size()
+        self._llm = llm
+        self._secret = secret
+        self._hub = hub
+        self._templates: dict[str, EngineCoreRequest] = {}
+
+    async def send(self, session: Session, op: Op, token_ids: list[int], arrival_time: float) -> None:
+        """Send an append or an update."""
+        template = self._templates.get(session.request_id)
+        if template is None:
+            template = await self._request(session, token_ids, SamplingParams(max_tokens=1), arrival_time)
+            self._templates[session.request_id] = template
+        request = copy(template)
+        request.prompt_token_ids = token_ids
+        request.arrival_time = arrival_time
+        request.sampling_params = self._sign(template.sampling_params, op)
+        await self._to_core(request)
+
+    async def submit(
+        self,
+        session: Session,
+        token_ids: list[int],
+        sampling: Mapping[str, Any] | SamplingParams,
+        opens: bool,
+        arrival_time: float,
+    ) -> AsyncIterator[OutputDelta]:
+        """Send the finish, and register for its outputs."""
+        request = await self._request(session, token_ids, sampling_params(sampling), arrival_time)
+        request.sampling_params = self._sign(request.sampling_params, Op(OpKind.FINISH, opens=opens))
+        collector = RequestOutputCollector(RequestOutputKind.DELTA, request.request_id)
+        try:
+            await self._llm._add_request(request, None, None, 0, collector)
+        except EngineDeadError as error:
+            raise EngineDied(DIED) from error
+        return _outputs(collector)
+
+    async def drop(self, session: Session, submitted: bool) -> None:
+        """Abort: in the core alone before the finish, through the output processor after it."""
+        core_id = session.request_id
+        self._hub.forget(core_id)
+        template = self._templates.pop(session.request_id, None)
+        try:
+            if submitted:
+                await self._llm.abort(core_id, internal=True)
+            elif template is not None:
+                await self._llm.engine_core.abort_requests_async([core_id])
+        except EngineDeadError:
+            return  # nothing is left to free
+
+    async def generate(
+        self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams
+    ) -> AsyncIterator[OutputDelta]:
+        """Run a plain request."""
+        inputs = prompt if isinstance(prompt, str) else tokens_input(list(prompt))
+        params = sampling_params(sampling)
+        try:
+            async with aclosing(self._llm.generate(inputs, params, f"plain-{uuid4().hex}")) as outputs:
+                async for output in outputs:
+                    for completion in output.outputs:
+                        yield _delta(completion)
+        except EngineDeadError as error:
+            raise EngineDied(DIED) from error
+        except ValueError as error:
+            raise InvalidInputError(f"vLLM refused the request: {error}") from error
+
+    async def _to_core(self, request: EngineCoreRequest) -> None:
+        try:
+            await self._llm.engine_core.add_request_async(request)
+        except EngineDeadError as error:
+            raise EngineDied(DIED) from error
+
+    async def _request(
+        self, session: Session, token_ids: list[int], params: SamplingParams, arrival_time: float
+    ) -> EngineCoreRequest:
+        try:
+            request = self._llm.input_processor.process_inputs(
+                session.request_id,
+                tokens_input(token_ids, cache_salt=session.cache_salt),
+                params,
+                supported_tasks=await self._llm.get_supported_tasks(),
+                arrival_time=arrival_time,
+                lora_request=session.lora_request,
+            )
+        except EngineDeadError as error:
+            raise EngineDied(DIED) from error
+        except ValueError as error:
+            raise InvalidInputError(f"vLLM refused the request: {error}") from error
+        request.external_req_id = session.request_id
+        request.request_id = session.request_id
+        return request
+
+    def _sign(self, params: SamplingParams, op: Op) -> SamplingParams:
+        signed = params.clone()
+        signed.extra_args = {**(params.extra_args or {}), **protocol.encode(op, self._secret)}
+        return signed
+
+
+def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingParams:
+    """vLLM's ``SamplingParams`` for what a caller gave, with deltas as output.
+
+    Raises :class:`InvalidInputError` for a field that vLLM does not know or a value that it refuses, and
+    :class:`UnsupportedError` for what streams cannot do.
+    """
+    if isinstance(sampling, SamplingParams):
+        params = sampling.clone()
+    else:
+        try:
+            params = SamplingParams(**sampling)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"sampling={dict(sampling)!r} is not valid for vLLM's SamplingParams: {error}") from error
+    if params.n != 1:
+        raise UnsupportedError(f"a stream has one answer, got n={params.n}. Open one session for each answer that you want.")
+    if params.prompt_logprobs is not None:
+        raise UnsupportedError(
+            "prompt_logprobs of a streamed prompt are not available. Leave them out, or use engine.generate()."
+        )
+    if protocol.EXTRA_ARGS_KEY in (params.extra_args or {}):
+        raise InvalidInputError(f"extra_args[{protocol.EXTRA_ARGS_KEY!r}] belongs to this library. Use another key.")
+    params.output_kind = RequestOutputKind.DELTA
+    return params
+
+
+async def _outputs(collector: RequestOutputCollector) -> AsyncIterator[OutputDelta]:
+    finished = False
+    while not finished:
+        try:
+            output = collector.get_nowait() or await collector.get()
+        except EngineDeadError as error:
+            raise EngineDied(DIED) from error
+        if not isinstance(output, RequestOutput):
+            raise UnsupportedError(f"expected generated text, got {type(output).__name__}: is this a generative model?")
+        finished = output.finished
+        for completion in output.outputs:
+            yield _delta(completion)
+
+
+def _delta(completion: CompletionOutput) -> OutputDelta:
+    return OutputDelta(completion.text, tuple(completion.token_ids), completion.finish_reason, completion.logprobs)

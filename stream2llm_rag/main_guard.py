@@ -1,0 +1,43 @@
+"""Find out whether starting a process would run the user's script a second time.
+
+Processes are started with the spawn method, which imports the main module anew in each child: a script that does its work at the
+top level, without ``if __name__ == "__main__":``, would start over there. Python's own answer is a long traceback.
+"""
+
+from __future__ import annotations
+
+import ast
+import multiprocessing
+import sys
+from pathlib import Path
+from types import FrameType
+
+
+def missing_main_guard() -> str | None:
+    """Name the main script if it is running its top level right now without a guard; None when all is well."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is None or not _top_level_is_running():
+        return None
+    try:
+        tree = ast.parse(Path(script).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return None if any(_is_guard(node) for node in tree.body) else str(script)
+
+
+def in_spawned_child() -> bool:
+    """Tell whether this is a child that is still importing the main module."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
+
+def _top_level_is_running() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "__main__" and frame.f_code.co_name == "<module>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
