@@ -1,0 +1,95 @@
+"""Takes down what happens while a question is being answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from stream2llm_rag.documents import RetrievalEvent
+from stream2llm_rag.timeline.events import MAX_TIME_S, Event, EventKind, Timeline
+
+MAX_EVENTS = 20_000
+
+# Once per question, and the figures hang on them: kept even when the recorder is full.
+_MILESTONES = frozenset(
+    {
+        EventKind.RETRIEVAL_END,
+        EventKind.RETRIEVAL_FAILED,
+        EventKind.DEADLINE,
+        EventKind.FINAL_CONTEXT,
+        EventKind.FIRST_TOKEN,
+        EventKind.DONE,
+        EventKind.ABORTED,
+    }
+)
+_KIND_OF = {"fetch": EventKind.FETCH, "skip": EventKind.SKIP}
+
+
+class Recorder:
+    """Collects the events of one question; any thread may record.
+
+    ``arrived_at`` and every time that is passed in are seconds of :func:`time.monotonic`; what began before the question came
+    is taken down from its arrival on. Holds ``max_events``: further ones are dropped, save the milestones (each kept once),
+    and counted in the measure ``num_events_dropped``.
+    """
+
+    def __init__(self, question: str, mode: str, arrived_at: float, *, max_events: int = MAX_EVENTS) -> None:
+        self._timeline = Timeline(question, mode)
+        self._arrived_at = arrived_at
+        self._max_events = max_events
+        self._events: list[Event] = []
+        self._milestones: dict[EventKind, Event] = {}
+        self._num_dropped = 0
+
+    def record(
+        self,
+        kind: EventKind,
+        *,
+        at: float | None = None,
+        until: float | None = None,
+        label: str = "",
+        tokens: int | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Take down that ``kind`` happened ``at`` (now, where None) or from then ``until``.
+
+        Raises :class:`~stream2llm_rag.errors.InvalidInputError` for an ``until`` before ``at`` and for times that are not
+        finite. Of a milestone the first counts.
+        """
+        start_s = max(0.0, (time.monotonic() if at is None else at) - self._arrived_at)
+        end_s = start_s if until is None else max(0.0, until - self._arrived_at)
+        event = Event(kind, start_s, end_s, label, tokens, detail)
+        if kind in _MILESTONES:
+            self._milestones.setdefault(kind, event)
+        elif len(self._events) < self._max_events:
+            self._events.append(event)
+        else:
+            self._num_dropped += 1
+
+    def record_retrieval(self, event: RetrievalEvent) -> None:
+        """Take down what a retriever reports; kinds of its own stand as a fetch whose detail names them.
+
+        Never raises, as a retriever that reports impossible times must not cost the answer: an end that cannot be is put where
+        the other one is, and both at now where neither can.
+        """
+        known = _KIND_OF.get(event.kind)
+        parts = (None if known else event.kind, event.source if event.title else None, event.detail)
+        ends = [end for end in (event.started_s, event.ended_s) if abs(end - self._arrived_at) < MAX_TIME_S]
+        ends = ends or [time.monotonic()]
+        self.record(
+            known or EventKind.FETCH,
+            at=ends[0],
+            until=max(ends),
+            label=event.title or event.source,
+            detail=" · ".join(part for part in parts if part) or None,
+        )
+
+    def timeline(self, measures: Mapping[str, float | int] | None = None) -> Timeline:
+        """All that was recorded so far, with the ``measures`` of the result."""
+        dropped = {"num_events_dropped": self._num_dropped} if self._num_dropped else {}
+        return Timeline(
+            self._timeline.question,
+            self._timeline.mode,
+            (*self._events, *self._milestones.values()),
+            {**(measures or {}), **dropped},
+        )

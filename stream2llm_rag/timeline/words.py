@@ -1,0 +1,67 @@
+"""What a picture says in words: headings, names of lanes, tooltips, and the text that stands for the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stream2llm_rag.timeline.events import EventKind, Timeline
+from stream2llm_rag.timeline.layout import Span
+from stream2llm_rag.timeline.measures import comparison, count, measures_of, name_of, seconds, value_of
+from stream2llm_rag.timeline.text import clean
+
+HEADINGS = {
+    "streaming": ("Streaming", "prefill runs while pages come in"),
+    "non_streaming": ("The usual way", "prefill starts after the last page"),
+}
+
+NAMES = {
+    EventKind.FETCH: "page",
+    EventKind.SKIP: "skipped",
+    EventKind.DELTA: "handed over",
+    EventKind.RETRIEVAL_END: "retrieval ended",
+    EventKind.RETRIEVAL_FAILED: "failed",
+    EventKind.DEADLINE: "deadline",
+    EventKind.COMPUTED: "prefill step",
+    EventKind.EVICTED: "evicted",
+    EventKind.INVALIDATED: "invalidated",
+    EventKind.RESUMED: "resumed",
+    EventKind.FINAL_CONTEXT: "final context",
+    EventKind.FIRST_TOKEN: "first token",
+    EventKind.DONE: "done",
+    EventKind.ABORTED: "aborted",
+}
+
+
+def figures_of(timeline: Timeline) -> dict[str, str]:
+    """The measures of ``timeline``: value with unit by name in words."""
+    return {clean(name_of(name)): value_of(name, value) for name, value in measures_of(timeline).items()}
+
+
+def describe(timelines: Sequence[Timeline]) -> str:
+    """What somebody who cannot see the picture wants to know of it."""
+    runs = (f"{HEADINGS[timeline.mode][0]}: {_figures(timeline)}." for timeline in timelines)
+    return " ".join(sentence for sentence in (comparison(timelines), *runs) if sentence)
+
+
+def _figures(timeline: Timeline) -> str:
+    return ", ".join(f"{name} {value}" for name, value in figures_of(timeline).items())
+
+
+def tooltip(span: Span) -> str:
+    """A line on what happened, one on when, and one of details."""
+    many = f" ({span.num_events} times)" if span.num_events > 1 else ""
+    tokens = f", {count(span.tokens)} tokens" if span.tokens is not None else ""
+    rest = f" and {span.num_events - 1} more" if span.num_events > 1 and span.label else ""
+    lines = (
+        f"{clean(span.label)}{rest}",
+        f"{NAMES[span.kind]}{many}{tokens}, {interval(span.start_s, span.end_s)}",
+        clean(span.detail or ""),
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def interval(start_s: float, end_s: float) -> str:
+    """``at 1.20 s``, or ``1.20 s to 1.35 s (150 ms)``."""
+    if start_s == end_s:
+        return f"at {seconds(start_s)}"
+    return f"{seconds(start_s)} to {seconds(end_s)} ({seconds(end_s - start_s)})"
