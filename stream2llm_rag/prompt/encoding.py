@@ -72,9 +72,12 @@ class TextEncoder:
 def _encoders(tokenizer: Tokenizer) -> tuple[_Encode, _Encode]:
     backend = getattr(tokenizer, "backend_tokenizer", None) or getattr(tokenizer, "_tokenizer", None)
     if not hasattr(backend, "encode_special_tokens"):
-        parsing: _Encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
-        return parsing, parsing
+        return (_slow_encoder(tokenizer),) * 2
     return _backend_encoder(backend, specials_are_text=False), _backend_encoder(backend, specials_are_text=True)
+
+
+def _slow_encoder(tokenizer: Tokenizer) -> _Encode:
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _backend_encoder(backend: Any, *, specials_are_text: bool) -> _Encode:

@@ -12,33 +12,21 @@ DOCUMENT_CLOSE = "</document>"
 DELIMITERS = (SECTION_OPEN, SECTION_CLOSE, DOCUMENT_OPEN, DOCUMENT_CLOSE)
 
 # A model may have been trained on another family's format, and a document is written without knowing which model reads it.
-WELL_KNOWN_MARKERS = (
-    *("<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|endoftext|>", "<|endofprompt|>"),  # ChatML, GPT, Qwen, Phi
-    *(
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-    ),  # Llama 3
-    *("<|header_start|>", "<|header_end|>", "<|eot|>", "<|python_tag|>"),  # Llama 4
-    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),  # Llama 2, Mistral
-    *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),  # Mistral
-    *("<start_of_turn>", "<end_of_turn>"),  # Gemma
-    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|end|>"),  # Phi, GLM, Zephyr
-    *("<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>", "<|constrain|>"),  # Harmony (gpt-oss)
-    *(
-        "<|START_OF_TURN_TOKEN|>",
-        "<|END_OF_TURN_TOKEN|>",
-        "<|USER_TOKEN|>",
-        "<|CHATBOT_TOKEN|>",
-        "<|SYSTEM_TOKEN|>",
-    ),  # Command R
-    *("<|begin▁of▁sentence|>", "<|end▁of▁sentence|>", "<|User|>", "<|Assistant|>"),  # DeepSeek
-    *("<|start_of_role|>", "<|end_of_role|>"),  # Granite
-    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),  # Hermes, Qwen
-)
+_MARKERS_OF_FAMILIES = {
+    "ChatML, GPT, Qwen": "<|im_start|> <|im_end|> <|im_sep|> <|endoftext|> <|endofprompt|>",
+    "Hermes, Qwen": "<tool_call> </tool_call> <tool_response> </tool_response> <think> </think>",
+    "Llama 2": "[INST] [/INST] <<SYS>> <</SYS>>",
+    "Llama 3": "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|>",
+    "Llama 4": "<|header_start|> <|header_end|> <|eot|>",
+    "Mistral": "[SYSTEM_PROMPT] [/SYSTEM_PROMPT] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]",
+    "Gemma": "<start_of_turn> <end_of_turn>",
+    "Phi, GLM, Zephyr": "<|system|> <|user|> <|assistant|> <|observation|> <|end|>",
+    "Harmony": "<|start|> <|channel|> <|message|> <|constrain|> <|return|> <|call|>",
+    "Command R": "<|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|> <|SYSTEM_TOKEN|>",
+    "DeepSeek": "<|begin_of_sentence|> <|end_of_sentence|> <|User|> <|Assistant|>",
+    "Granite": "<|start_of_role|> <|end_of_role|>",
+}
+WELL_KNOWN_MARKERS = tuple(marker for family in _MARKERS_OF_FAMILIES.values() for marker in family.split())
 
 _MAX_MARKER_CHARS = 64
 _TAG = re.compile(

@@ -111,9 +111,8 @@ class Sanitizer:
     def _find(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield start and end of the markers in ``text``: leftmost first, the longest at each place, none overlapping."""
         folded = text.translate(_FOLDED)
-        found = [
-            (at, size) for match in self._openings.finditer(folded) if (size := self._longest(folded, at := match.start()))
-        ]
+        openings = (match.start() for match in self._openings.finditer(folded))
+        found = [(at, size) for at in openings if (size := self._longest(folded, at))]
         if not found:
             return
         origin = [index for index, char in enumerate(text) for _ in _FOLDED[ord(char)]]
