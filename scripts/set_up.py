@@ -8,15 +8,18 @@ never used.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,30 +119,48 @@ def build(root: Path, steps: Sequence[Step], stamp: str, run: Callable[[Sequence
     path.write_text(stamp)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep two set-ups of one checkout from building the same .venv at once: the second waits."""
+    with open(__file__) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Another set-up is at work here; waiting for it.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def set_up(root: Path, flavour: str) -> None:
+    """Build ``root/.venv`` unless it is what it should be. Raises SetUpError."""
+    python = platform.python_version()
+    stamp = fingerprint(root, flavour, python)
+    written = root / ".venv" / STAMP
+    if written.exists() and written.read_text() == stamp:
+        print(f".venv is up to date: {flavour}, Python {python}.")
+        return
+    print(f"Building .venv: {flavour}, Python {python}.", flush=True)
+    steps = plan(root, flavour, torch_index_url=os.environ.get("TORCH_INDEX_URL"), quiet=not sys.stdout.isatty())
+    build(root, steps, stamp)
+    print("Ready.")
+
+
 def main() -> int:
-    """Build .venv unless it is what it should be; return the exit status."""
+    """Set up the checkout that this file is in; return the exit status."""
     parser = argparse.ArgumentParser(description="Make .venv ready for work.")
     parser.add_argument("--flavour", choices=("auto", "cpu", "gpu"), default="auto", help="auto: gpu where nvidia-smi answers")
     flavour = parser.parse_args().flavour
     if flavour == "auto":
         flavour = "gpu" if gpu_answers() else "cpu"
-    python = sys.version.split()[0]
-    stamp = fingerprint(ROOT, flavour, python)
-    written = ROOT / ".venv" / STAMP
-    if written.exists() and written.read_text() == stamp:
-        print(f".venv is up to date: {flavour}, Python {python}.")
-        return 0
-    print(f"Building .venv: {flavour}, Python {python}.", flush=True)
     try:
-        torch_index_url = os.environ.get("TORCH_INDEX_URL")
-        build(ROOT, plan(ROOT, flavour, torch_index_url=torch_index_url, quiet=not sys.stdout.isatty()), stamp)
+        with alone():
+            set_up(ROOT, flavour)
     except SetUpError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted; .venv is incomplete, `make setup` starts over.", file=sys.stderr)
         return 130
-    print("Ready.")
     return 0
 
 
