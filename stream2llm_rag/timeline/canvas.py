@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 from stream2llm_rag.timeline.text import num_columns, shorten
 
-_CHARACTER_EM = 0.54  # mean width of a character of a sans-serif face, in units of its size
+_CHARACTER_EM = 0.58  # mean width of a character in units of the font's size: DejaVu Sans, the widest that is common
 _GAP = 5
 
 
@@ -82,7 +82,8 @@ class Canvas:
             "width": str(self.width),
             "height": f"{height:.0f}",
             "font-size": str(self.font),
-            "aria-labelledby": f"{identity}-title {identity}-desc",
+            "aria-labelledby": f"{identity}-title",
+            "aria-describedby": f"{identity}-desc",
         }
         return ET.tostring(self.root, encoding="unicode")
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape as escape_markup
 from importlib.resources import files
 
 from stream2llm_rag.timeline.events import Event, Timeline, timelines_to_json
-from stream2llm_rag.timeline.measures import comparison, count
+from stream2llm_rag.timeline.measures import comparison, count, measures_of, name_of, value_of
 from stream2llm_rag.timeline.svg import NARROW, WIDE, figure, figure_css
 from stream2llm_rag.timeline.text import clean
-from stream2llm_rag.timeline.words import HEADINGS, NAMES, figures_of, interval
+from stream2llm_rag.timeline.words import HEADINGS, NAMES, interval
 
 _EVENT_COLUMNS = ("When", "What", "Tokens", "Of", "Detail")
 
@@ -72,14 +72,15 @@ def _heading(timeline: Timeline) -> str:
 
 
 def _measures(timelines: Sequence[Timeline]) -> str:
-    columns = [figures_of(timeline) for timeline in timelines]
+    columns = [measures_of(timeline) for timeline in timelines]
     names = dict.fromkeys(name for column in columns for name in column)
-    return "\n".join(_measure(name, [column.get(name, "") for column in columns]) for name in names)
+    return "\n".join(_measure(name, columns) for name in names)
 
 
-def _measure(name: str, values: Iterable[str]) -> str:
-    cells = "".join(f'<td class="number">{_escape(value)}</td>' for value in values)
-    return f'<tr><th scope="row">{_escape(name)}</th>{cells}</tr>'
+def _measure(name: str, columns: Iterable[Mapping[str, float | int]]) -> str:
+    values = (value_of(name, column[name]) if name in column else "" for column in columns)
+    cells = "".join(f'<td class="number">{value}</td>' for value in values)
+    return f'<tr><th scope="row">{_escape(name_of(name))}</th>{cells}</tr>'
 
 
 def _events(timeline: Timeline) -> str:

@@ -42,7 +42,7 @@ class Geometry:
 
 
 WIDE = Geometry(width=1200, gutter=96, margin=24, font=12, chart=96, max_ticks=12)
-NARROW = Geometry(width=400, gutter=70, margin=14, font=11, chart=72, max_ticks=5)
+NARROW = Geometry(width=400, gutter=80, margin=14, font=11, chart=72, max_ticks=5)
 
 _MAX_LANES = 16
 _MARK = 8  # px: what the mark of an instant takes
@@ -166,10 +166,10 @@ class _Drawing:
 
     def _answer(self, decode: Span) -> None:
         """Say in the bar of the answer what it is, as far as it has the room."""
-        words = "answer" if decode.tokens is None else f"answer, {count(decode.tokens)} tokens"
-        inside = places_beside(self._x(decode.start_s), self._x(decode.end_s), self._bounds)[2]
-        if inside.room > self.canvas.length("answer"):
-            self.canvas.text_at([inside], self.y + self._size.row - 5, words, "inside")
+        *_, inside = places_beside(self._x(decode.start_s), self._x(decode.end_s), self._bounds)
+        tokens = "" if decode.tokens is None else f", {count(decode.tokens)} tokens"
+        fitting = (words for words in (f"answer{tokens}", "answer", "") if self.canvas.length(words) <= max(inside.room, 0))
+        self.canvas.text_at([inside], self.y + self._size.row - 5, next(fitting), "inside")
 
     def _chart(self, panel: Panel) -> None:
         """How long the context is, and how much of it the engine has computed."""
@@ -195,7 +195,7 @@ class _Drawing:
         self.canvas.path(f"M{x} {y - 4:.1f}h16", "handed-over")
         self.canvas.text(x + 22, y, "context handed over", "label")
         self.canvas.rectangle(x, y + self._size.row - 9, (16, 9), "computed")
-        self.canvas.text(x + 22, y + self._size.row, "computed, in the KV cache", "label")
+        self.canvas.text(x + 22, y + self._size.row, "in the KV cache", "label")
 
     def _backdrop(self, panel: Panel, back: ET.Element, top: float) -> None:
         for tick in self._layout.axis.ticks_s:

@@ -13,7 +13,7 @@ from stream2llm_rag.timeline.events import EventKind, Timeline
 from stream2llm_rag.timeline.layout import Detail, Lane, Panel, Point, Span, lay_out, level_at
 from stream2llm_rag.timeline.measures import comparison, seconds
 from stream2llm_rag.timeline.text import num_columns, shorten
-from stream2llm_rag.timeline.words import HEADINGS, NAMES, figures_of
+from stream2llm_rag.timeline.words import HEADINGS, NAMES, figures
 
 MIN_WIDTH = 40
 _MAX_LANES = 16
@@ -79,7 +79,7 @@ class _Drawing:
         if panel.decode:
             yield self._row(panel, "answer", self._bars([panel.decode], "━"), _GREEN)
         yield self._axis()
-        yield from self._wrapped(" · ".join(f"{name}: {value}" for name, value in figures_of(panel.timeline).items()))
+        yield from self._wrapped(" · ".join(figures(panel.timeline)))
 
     def _key(self, panel: Panel) -> Iterator[str]:
         """What the two vertical lines are."""

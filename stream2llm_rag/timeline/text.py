@@ -27,8 +27,8 @@ def clean(text: str, max_characters: int = MAX_CHARACTERS) -> str:
 
     Unpaired surrogates and unassigned characters, which XML and encoders refuse, become U+FFFD.
     """
-    words = _ESCAPE_SEQUENCE.sub("", text[: 4 * max_characters]).split()
-    shown = "".join(_visible(" ".join(words)))
+    visible = "".join(_visible(_ESCAPE_SEQUENCE.sub("", text[: 4 * max_characters])))
+    shown = " ".join(visible.split())
     return shown if len(shown) <= max_characters else shown[: max_characters - 1] + "…"
 
 
@@ -37,9 +37,10 @@ def _visible(text: str) -> Iterator[str]:
     for character in text:
         category = unicodedata.category(character)
         num_marks = num_marks + 1 if category in ("Mn", "Me") else 0
-        if category in ("Cc", "Cf") or num_marks > _MAX_MARKS:
-            continue
-        yield "\ufffd" if category.startswith("C") else character
+        if character.isspace():
+            yield " "
+        elif category not in ("Cc", "Cf") and num_marks <= _MAX_MARKS:
+            yield "\ufffd" if category.startswith("C") else character
 
 
 def num_columns(text: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from stream2llm_rag.timeline.events import EventKind, Timeline
 from stream2llm_rag.timeline.layout import Span
@@ -32,19 +32,15 @@ NAMES = {
 }
 
 
-def figures_of(timeline: Timeline) -> dict[str, str]:
-    """The measures of ``timeline``: value with unit by name in words."""
-    return {clean(name_of(name)): value_of(name, value) for name, value in measures_of(timeline).items()}
-
-
 def describe(timelines: Sequence[Timeline]) -> str:
     """What somebody who cannot see the picture wants to know of it."""
-    runs = (f"{HEADINGS[timeline.mode][0]}: {_figures(timeline)}." for timeline in timelines)
+    runs = (f"{HEADINGS[timeline.mode][0]}: {', '.join(figures(timeline))}." for timeline in timelines)
     return " ".join(sentence for sentence in (comparison(timelines), *runs) if sentence)
 
 
-def _figures(timeline: Timeline) -> str:
-    return ", ".join(f"{name} {value}" for name, value in figures_of(timeline).items())
+def figures(timeline: Timeline) -> Iterator[str]:
+    """The measures of ``timeline``, each with its name and unit."""
+    return (f"{clean(name_of(name))} {value_of(name, value)}" for name, value in measures_of(timeline).items())
 
 
 def tooltip(span: Span) -> str:

@@ -1,10 +1,18 @@
 "use strict";
 
-// The tooltips of SVG are slow and do not exist on touch screens: show them at once, and keep the browser from showing them twice.
+const original = document.querySelector("figure .wide svg").cloneNode(true);
+
+// Tooltips of SVG come late and not at all on touch screens. Ours take their place: with both, two would show at once.
 const tip = document.getElementById("tip");
-for (const title of document.querySelectorAll("figure svg > :not(title) title, figure svg > title")) {
-  if (title.parentNode.tagName !== "svg") title.parentNode.dataset.tip = title.textContent;
-  if (title.parentNode.tagName !== "svg") title.remove();
+for (const title of document.querySelectorAll("figure svg title")) {
+  const owner = title.parentNode;
+  if (owner.tagName === "svg") {
+    owner.removeAttribute("aria-labelledby");
+    owner.setAttribute("aria-label", title.textContent);
+  } else {
+    owner.dataset.tip = title.textContent;
+  }
+  title.remove();
 }
 
 function place(event) {
@@ -29,7 +37,7 @@ function save(name, type, text) {
 }
 
 document.getElementById("save-svg").addEventListener("click", () => {
-  const figure = document.querySelector("figure .wide svg").cloneNode(true);
+  const figure = original.cloneNode(true);
   const style = document.createElementNS("http://www.w3.org/2000/svg", "style");
   style.textContent = document.getElementById("figure-style").textContent;
   figure.prepend(style);
