@@ -127,8 +127,8 @@ class Sanitizer:
 
     def _longest(self, folded: str, at: int) -> int:
         """Return the length of the longest marker that begins at ``at``, 0 where none does."""
-        lengths = self._lengths[folded[at]]
-        return next((length for length in lengths if folded[at : at + length] in self._markers), 0)
+        candidates = (folded[at : at + length] for length in self._lengths[folded[at]])
+        return next((len(candidate) for candidate in candidates if candidate in self._markers), 0)
 
     def _harmless(self, marker: str) -> str:
         """Return the words of ``marker`` between brackets that no marker has, so that nothing can match across them."""
