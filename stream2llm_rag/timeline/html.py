@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape as escape_markup
 from importlib.resources import files
 
 from stream2llm_rag.timeline.events import Event, Timeline, timelines_to_json
-from stream2llm_rag.timeline.measures import comparison, count, measures_of, name_of, value_of
+from stream2llm_rag.timeline.measures import comparison, count, name_of, table, value_of
 from stream2llm_rag.timeline.svg import NARROW, WIDE, figure, figure_css
 from stream2llm_rag.timeline.text import clean
-from stream2llm_rag.timeline.words import HEADINGS, NAMES, interval
+from stream2llm_rag.timeline.words import NAMES, headings, interval, title_of
 
 _EVENT_COLUMNS = ("When", "What", "Tokens", "Of", "Detail")
 
 
 def render_html(timelines: Sequence[Timeline], title: str | None = None) -> str:
-    """A self-contained page of ``timelines``, titled with the first one's question where ``title`` is None.
+    """A self-contained page of ``timelines``, titled with their question where ``title`` is None.
 
     Raises :class:`~stream2llm_rag.errors.InvalidInputError` where there is no timeline.
     """
     wide, narrow = (figure(timelines, size, name, standalone=False) for size, name in ((WIDE, "wide"), (NARROW, "narrow")))
+    runs = [title for title, _ in headings(timelines)]
     styles = {"page_css": _asset("page.css"), "figure_css": figure_css()}
     script = _asset("page.js")
     return _asset("page.html").format(
         policy=_policy(script, styles.values()),
-        title=_escape(timelines[0].question if title is None else title),
+        title=_escape(title_of(timelines) if title is None else title),
         finding=_escape(comparison(timelines) or ""),
         wide=wide,
         narrow=narrow,
-        runs="".join(f'<th scope="col">{_escape(_heading(timeline))}</th>' for timeline in timelines),
+        runs="".join(f'<th scope="col">{run}</th>' for run in runs),
         measures=_measures(timelines),
-        events="\n".join(map(_events, timelines)),
+        events="\n".join(map(_events, runs, timelines)),
         data=_inert(timelines_to_json(timelines)),
         script=script,
         **styles,
@@ -67,29 +68,23 @@ def _inert(json: str) -> str:
     return json.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _heading(timeline: Timeline) -> str:
-    return HEADINGS[timeline.mode][0]
-
-
 def _measures(timelines: Sequence[Timeline]) -> str:
-    columns = [measures_of(timeline) for timeline in timelines]
-    names = dict.fromkeys(name for column in columns for name in column)
-    return "\n".join(_measure(name, columns) for name in names)
+    return "\n".join(_measure(name, values) for name, values in table(timelines).items())
 
 
-def _measure(name: str, columns: Iterable[Mapping[str, float | int]]) -> str:
-    values = (value_of(name, column[name]) if name in column else "" for column in columns)
-    cells = "".join(f'<td class="number">{value}</td>' for value in values)
+def _measure(name: str, values: Iterable[float | int | None]) -> str:
+    shown = ("" if value is None else value_of(name, value) for value in values)
+    cells = "".join(f'<td class="number">{value}</td>' for value in shown)
     return f'<tr><th scope="row">{_escape(name_of(name))}</th>{cells}</tr>'
 
 
-def _events(timeline: Timeline) -> str:
+def _events(title: str, timeline: Timeline) -> str:
     """Every event of one run, for those who read rather than look."""
     head = "".join(f'<th scope="col">{name}</th>' for name in _EVENT_COLUMNS)
     rows = "\n".join(map(_event, timeline.events))
-    summary = f"{_escape(_heading(timeline))}: all {count(len(timeline.events))} events"
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
-    return f'<details><summary>{summary}</summary><div class="scroll">{table}</div></details>'
+    summary = f"{title}: all {count(len(timeline.events))} events"
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
+    return f'<details><summary>{summary}</summary><div class="scroll">{body}</div></details>'
 
 
 def _event(event: Event) -> str:

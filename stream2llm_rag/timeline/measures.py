@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
-from stream2llm_rag.timeline.events import EventKind, Timeline
+from stream2llm_rag.timeline.events import MODES, EventKind, Timeline
 
 _NAMES = {
     "ttft_s": "TTFT after the final context",
@@ -16,13 +17,24 @@ _NAMES = {
     "output_tokens": "Tokens of the answer",
     "num_evictions": "Evictions",
 }
+_ORDER = {name: index for index, name in enumerate(_NAMES)}
 
 
 def measures_of(timeline: Timeline) -> dict[str, float | int]:
     """What the events show, overruled by the measures that the timeline carries; well-known ones first."""
     found = {**_derived(timeline), **timeline.measures}
-    known = [name for name in _NAMES if name in found]
-    return {name: found[name] for name in (*known, *(name for name in found if name not in _NAMES))}
+    return {name: found[name] for name in sorted(found, key=_rank)}
+
+
+def table(timelines: Sequence[Timeline]) -> dict[str, list[float | int | None]]:
+    """Each measure that any of ``timelines`` has, with its value in every one; None where it has none."""
+    columns = [measures_of(timeline) for timeline in timelines]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return {name: [column.get(name) for column in columns] for name in sorted(names, key=_rank)}
+
+
+def _rank(name: str) -> int:
+    return _ORDER.get(name, len(_ORDER))
 
 
 def _derived(timeline: Timeline) -> dict[str, float | int]:
@@ -58,9 +70,11 @@ def value_of(measure: str, value: float) -> str:
 
 def seconds(value: float) -> str:
     """A duration to three digits: ``8.4 ms``, ``120 ms``, ``1.23 s``, ``12.3 s``."""
+    if not value:
+        return "0 s"
     amount, unit = (value, "s") if abs(value) >= 0.9995 else (value * 1e3, "ms")
     digits = 2 if abs(amount) < 9.995 else 1 if abs(amount) < 99.95 else 0
-    return f"{amount:.{digits}f}".removesuffix(".00") + f" {unit}"
+    return f"{amount:.{digits}f} {unit}"
 
 
 def count(value: float) -> str:
@@ -69,13 +83,16 @@ def count(value: float) -> str:
 
 
 def comparison(timelines: Sequence[Timeline]) -> str | None:
-    """One sentence on the TTFT of the first streaming run and the first usual one; None where either has none."""
-    by_mode: dict[str, float] = {}
-    for timeline in timelines:
-        if (ttft_s := measures_of(timeline).get("ttft_s")) is not None:
-            by_mode.setdefault(timeline.mode, ttft_s)
-    ours, usual = by_mode.get("streaming"), by_mode.get("non_streaming")
+    """One sentence on the median TTFT of the streaming runs and of the usual ones; None where one of them is missing."""
+    ours, usual = (_ttfts_s(timelines, mode) for mode in MODES)
     if not ours or not usual:
         return None
-    ratio = f"{usual / ours:.1f} times sooner" if usual >= ours else f"{ours / usual:.1f} times later"
-    return f"First token {seconds(ours)} after the final context, instead of {seconds(usual)}: {ratio}."
+    ours_s, usual_s = median(ours), median(usual)
+    ratio = f"{usual_s / ours_s:.1f} times sooner" if usual_s >= ours_s else f"{ours_s / usual_s:.1f} times later"
+    subject = "First token" if len(ours) == len(usual) == 1 else "First token, in the median,"
+    return f"{subject} {seconds(ours_s)} after the final context, instead of {seconds(usual_s)}: {ratio}."
+
+
+def _ttfts_s(timelines: Sequence[Timeline], mode: str) -> list[float]:
+    found = (measures_of(timeline).get("ttft_s") for timeline in timelines if timeline.mode == mode)
+    return [ttft_s for ttft_s in found if ttft_s is not None and ttft_s > 0]

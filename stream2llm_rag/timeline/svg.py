@@ -16,7 +16,7 @@ from stream2llm_rag.timeline.events import EventKind, Timeline
 from stream2llm_rag.timeline.layout import Detail, Lane, Layout, Panel, Point, Span, lay_out
 from stream2llm_rag.timeline.measures import comparison, count, seconds
 from stream2llm_rag.timeline.text import clean
-from stream2llm_rag.timeline.words import HEADINGS, NAMES, describe, tooltip
+from stream2llm_rag.timeline.words import NAMES, describe, headings, title_of, tooltip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ def figure(timelines: Sequence[Timeline], geometry: Geometry, identity: str, *, 
     drawing = _Drawing(layout, geometry)
     if standalone:
         drawing.heading(timelines)
-    for panel in layout.panels:
+    for (title, subtitle), panel in zip(headings(timelines), layout.panels, strict=True):
+        drawing.title(title, subtitle)
         drawing.panel(panel)
     style = figure_css() if standalone else ""
     return drawing.canvas.finish(drawing.y, identity, "Retrieval and prefill over time", describe(timelines), style)
@@ -86,15 +87,22 @@ class _Drawing:
 
     def heading(self, timelines: Sequence[Timeline]) -> None:
         self.y += 24
-        question = self.canvas.cut(clean(timelines[0].question), self._size.width - 2 * self._size.margin, 6)
+        question = self.canvas.cut(title_of(timelines), self._size.width - 2 * self._size.margin, 6)
         self.canvas.text(self._size.margin, self.y, question, "heading", enlarged=6)
         if sentence := comparison(timelines):
             self.y += 20
             self.canvas.text(self._size.margin, self.y, sentence, "muted", enlarged=1)
         self.y += 10
 
+    def title(self, title: str, subtitle: str) -> None:
+        left = self._size.margin
+        self.y += self._size.row + 2
+        self.canvas.text(left, self.y, title, "heading", enlarged=2)
+        left += int(self.canvas.length(title, 2)) + 12
+        self.canvas.text(left, self.y, self.canvas.cut(subtitle, self._bounds[1] - left), "muted")
+        self.y += 6
+
     def panel(self, panel: Panel) -> None:
-        self._title(panel)
         back, top = self.canvas.group(), self.y
         self._milestones(panel)
         for index, lane in enumerate(panel.fetches):
@@ -110,14 +118,6 @@ class _Drawing:
         self._backdrop(panel, back, top)
         self._ticks()
         self.y += 16
-
-    def _title(self, panel: Panel) -> None:
-        title, subtitle = HEADINGS[panel.timeline.mode]
-        self.y += self._size.row + 2
-        element = self.canvas.text(self._size.margin, self.y, title, "heading", enlarged=2)
-        aside = ET.SubElement(element, "tspan", {"class": "muted", "dx": "9", "font-size": str(self._size.font)})
-        aside.text = subtitle
-        self.y += 6
 
     def _milestones(self, panel: Panel) -> None:
         """The final context and the first token, with a bracket over the wait between them, which TTFT counts."""

@@ -13,7 +13,7 @@ from stream2llm_rag.timeline.events import EventKind, Timeline
 from stream2llm_rag.timeline.layout import Detail, Lane, Panel, Point, Span, lay_out, level_at
 from stream2llm_rag.timeline.measures import comparison, seconds
 from stream2llm_rag.timeline.text import num_columns, shorten
-from stream2llm_rag.timeline.words import HEADINGS, NAMES, figures
+from stream2llm_rag.timeline.words import NAMES, figures, headings, title_of
 
 MIN_WIDTH = 40
 _MAX_LANES = 16
@@ -58,16 +58,15 @@ class _Drawing:
 
     def lines(self) -> Iterator[str]:
         """The whole picture from top to bottom."""
-        yield self._paint(shorten(self._timelines[0].question, self._width), _BOLD)
+        yield self._paint(shorten(title_of(self._timelines), self._width), _BOLD)
         yield from self._wrapped(comparison(self._timelines) or "")
-        for panel in self._layout.panels:
+        for (title, subtitle), panel in zip(headings(self._timelines), self._layout.panels, strict=True):
             yield ""
+            yield self._paint(title, _BOLD) + shorten(f": {subtitle}", self._width - len(title))
             yield from self._panel(panel)
 
     def _panel(self, panel: Panel) -> Iterator[str]:
-        title, subtitle = HEADINGS[panel.timeline.mode]
-        yield self._paint(title, _BOLD) + shorten(f": {subtitle}", self._width - len(title))
-        yield shorten(", ".join(self._key(panel)), self._width)
+        yield from self._wrapped(", ".join(self._key(panel)))
         for index, lane in enumerate(panel.fetches):
             name = ("pages" if index == 0 else "") if panel.packed else lane.spans[0].label
             yield self._row(panel, name, self._bars(lane.spans, "━"), _YELLOW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from stream2llm_rag.timeline.events import EventKind, Timeline
@@ -9,7 +10,7 @@ from stream2llm_rag.timeline.layout import Span
 from stream2llm_rag.timeline.measures import comparison, count, measures_of, name_of, seconds, value_of
 from stream2llm_rag.timeline.text import clean
 
-HEADINGS = {
+_HEADINGS = {
     "streaming": ("Streaming", "prefill runs while pages come in"),
     "non_streaming": ("The usual way", "prefill starts after the last page"),
 }
@@ -32,9 +33,30 @@ NAMES = {
 }
 
 
+def title_of(timelines: Sequence[Timeline]) -> str:
+    """The question, or how many there are."""
+    questions = {timeline.question for timeline in timelines}
+    return clean(timelines[0].question) if len(questions) == 1 else f"{len(questions)} questions"
+
+
+def headings(timelines: Sequence[Timeline]) -> list[tuple[str, str]]:
+    """A heading and a line below it for each run: numbered where a mode occurs twice, with the question where they differ."""
+    num_of_mode = Counter(timeline.mode for timeline in timelines)
+    same_question = len({timeline.question for timeline in timelines}) == 1
+    seen: Counter[str] = Counter()
+    found = []
+    for timeline in timelines:
+        seen[timeline.mode] += 1
+        title, subtitle = _HEADINGS[timeline.mode]
+        number = f" {seen[timeline.mode]}" if num_of_mode[timeline.mode] > 1 else ""
+        found.append((title + number, subtitle if same_question else clean(timeline.question)))
+    return found
+
+
 def describe(timelines: Sequence[Timeline]) -> str:
     """What somebody who cannot see the picture wants to know of it."""
-    runs = (f"{HEADINGS[timeline.mode][0]}: {', '.join(figures(timeline))}." for timeline in timelines)
+    titles = (title for title, _ in headings(timelines))
+    runs = (f"{title}: {', '.join(figures(timeline))}." for title, timeline in zip(titles, timelines, strict=True))
     return " ".join(sentence for sentence in (comparison(timelines), *runs) if sentence)
 
 
