@@ -3,10 +3,9 @@
 BIN := .venv/bin
 FLAVOUR ?= auto
 
-supported := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # Each candidate is run, not just looked up: a version manager's shim of an inactive version exists and fails.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	"$$p" -c '$(supported)' 2>/dev/null && echo "$$p" && break; done)
+CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .PHONY: help setup test lint types demo clean
 
@@ -14,10 +13,11 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 setup: ## make .venv ready: pinned packages for this machine, tools, the project itself (a second when nothing changed)
-	@"$(PYTHON)" -c '$(supported)' 2>/dev/null || { \
-		echo "Python 3.11, 3.12 or 3.13 is needed; found: $(or $(PYTHON),none)." \
-			"Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@"$(PYTHON)" scripts/set_up.py --flavour "$(FLAVOUR)"
+	@for python in $(CANDIDATES); do \
+		if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then exec "$$python" scripts/set_up.py --flavour "$(FLAVOUR)"; fi; \
+	done; \
+	echo "Python 3.11, 3.12 or 3.13 is needed; none of these is one: $(CANDIDATES)." \
+		"Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1
 
 test: lint types ## lint, types, and all tests; those on the real engine take minutes
 	$(BIN)/python -m pytest

@@ -101,12 +101,15 @@ def plan(root: Path, flavour: str, *, torch_index_url: str | None, quiet: bool) 
     ]
 
 
+Runner = Callable[[Sequence[str]], int]
+
+
 def run(command: Sequence[str]) -> int:
     """Run a command without input; return its exit status."""
     return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
 
 
-def build(root: Path, steps: Sequence[Step], stamp: str, run: Callable[[Sequence[str]], int] = run) -> None:
+def build(root: Path, steps: Sequence[Step], stamp: str, run: Runner) -> None:
     """Carry out the steps and write the stamp after the last. Raises SetUpError at the first that fails."""
     path = root / ".venv" / STAMP
     path.unlink(missing_ok=True)
@@ -131,7 +134,7 @@ def alone() -> Iterator[None]:
         yield
 
 
-def set_up(root: Path, flavour: str) -> None:
+def set_up(root: Path, flavour: str, run: Runner = run) -> None:
     """Build ``root/.venv`` unless it is what it should be. Raises SetUpError."""
     python = platform.python_version()
     stamp = fingerprint(root, flavour, python)
@@ -141,7 +144,7 @@ def set_up(root: Path, flavour: str) -> None:
         return
     print(f"Building .venv: {flavour}, Python {python}.", flush=True)
     steps = plan(root, flavour, torch_index_url=os.environ.get("TORCH_INDEX_URL"), quiet=not sys.stdout.isatty())
-    build(root, steps, stamp)
+    build(root, steps, stamp, run)
     print("Ready.")
 
 
