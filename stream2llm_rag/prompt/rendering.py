@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.prompt.encoding import Tokenizer
+
+# How a template that knows no parts of contents writes one: the list itself, printed or as JSON.
+_LIST_AS_TEXT = ("'text': '", '"text": "')
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +76,13 @@ def chat_renderer(tokenizer: Tokenizer, chat_template: str | None) -> Renderer:
     def render(roles: Sequence[str]) -> Rendering:
         try:
             return render_as(roles, lambda word: word)
-        except InvalidInputError as refused:
-            try:
-                # Templates of models that also take images may want a content as a list of parts.
-                return render_as(roles, lambda word: [{"type": "text", "text": word}])
-            except InvalidInputError:
-                raise refused from refused.__cause__
+        except InvalidInputError:
+            # Templates of models that also take images may want a content as a list of parts.
+            with suppress(InvalidInputError):
+                rendering = render_as(roles, lambda word: [{"type": "text", "text": word}])
+                if not any(literal.endswith(_LIST_AS_TEXT) for literal in rendering.literals):
+                    return rendering
+            raise
 
     def render_as(roles: Sequence[str], content: Callable[[str], Any]) -> Rendering:
         # Random, so that no template can hold one by chance; letters and digits, so that escaping leaves them alone.

@@ -35,24 +35,27 @@ NO_SYSTEM_ROLE = (
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 SYSTEM_IN_LAST_USER_MESSAGE = (
-    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}"
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}"
     "<s>{% for m in messages %}{% if m['role'] == 'user' %}[INST] {% if loop.last and system %}{{ system }}\n\n{% endif %}"
     "{{ m['content'] }}[/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
 PLAIN_TEXT = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% else %}{{ m['role'] | capitalize }}: "
-    "{{ m['content'] | trim }}{% endif %}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{{ m['content'] | trim }}{% endif %}{{ '\n\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 ONE_LINE = (
     "A chat between a curious person and a helpful assistant who gives detailed and polite answers. "
     "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] | upper }}: {{ m['content'] }} {% endif %}{% endfor %}"
     "ASSISTANT:"
 )
-ESCAPING = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | e }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+ESCAPING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | e }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
 CONTENT_IN_PARTS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
-    "<|im_start|>assistant\n"
+    "<|im_start|>assistant{{ '\n' }}"
 )
 CHAT_TEMPLATES = {
     "chatml": CHATML,

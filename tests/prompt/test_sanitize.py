@@ -8,7 +8,7 @@ from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.prompt.markers import DELIMITERS, WELL_KNOWN_MARKERS, is_tag, template_markers
 from stream2llm_rag.prompt.sanitize import Sanitizer, strip_invisible
 
-MARKERS = [*DELIMITERS, *WELL_KNOWN_MARKERS, "</s>", "User:", "### Response:", "<｜User｜>", "<a[INST]b>", "Date: 2024"]
+MARKERS = [*DELIMITERS, *WELL_KNOWN_MARKERS, "</s>", "User:", "### Response:", "<\uff5cUser\uff5c>", "<a[INST]b>", "Date: 2024"]
 FRAGMENTS = [*MARKERS, *"<>[]|/:_* \n\u200b\u202e\ufe0f\ud83d\ude00\u2474\uff1c\uff5c⒈㏂\u0130ﬀ", "User", "s>", "2024"]
 
 hostile_text = st.lists(st.sampled_from(FRAGMENTS) | st.text(st.characters(), max_size=3), max_size=12).map("".join)
@@ -54,7 +54,9 @@ def test_line_breaks_of_every_kind_become_newlines() -> None:
     assert strip_invisible("a\r\nb\rc\x0bd\x0ce\x85f\u2028g\u2029h") == "a\nb\nc\nd\ne\nf\ng\nh"
 
 
-@pytest.mark.parametrize("text", ["tab\tand\nline", "naïve café", "日本語", "عربي \u0600١", "a \u00a0 b", "x < y > z", "１２"])
+@pytest.mark.parametrize(
+    "text", ["tab\tand\nline", "naïve café", "日本語", "عربي \u0600\u0661", "a \u00a0 b", "x < y > z", "\uff11\uff12"]
+)
 def test_visible_text_stays_as_it_is(text: str) -> None:
     assert Sanitizer(MARKERS).sanitize(text) == text
 
@@ -71,7 +73,7 @@ def test_visible_text_stays_as_it_is(text: str) -> None:
         ("<\u200b|im_\u00adstart|>", "(im_start)"),
         ("＜｜ｉｍ＿ｓｔａｒｔ｜＞", "(ｉｍ＿ｓｔａｒｔ)"),  # noqa: RUF001
         ("﹤|im_start|﹥", "(im_start)"),
-        ("<｜begin▁of▁sentence｜>", "(begin▁of▁sentence)"),
+        ("<\uff5cbegin▁of▁sentence\uff5c>", "(begin▁of▁sentence)"),
         ("[/INST]", "(/INST)"),
         ("<< SYS >>", "(SYS)"),
         ("</s>", "(/s)"),
