@@ -8,14 +8,13 @@ context follows it at once.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import NamedTuple
 
 from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.timeline.curves import Point, computed, handed_over, thin
 from stream2llm_rag.timeline.events import Event, EventKind, Timeline
+from stream2llm_rag.timeline.lanes import Lane, Span, merge, pack
 
 RETRIEVAL_INSTANTS = (EventKind.SKIP, EventKind.DELTA, EventKind.DEADLINE, EventKind.RETRIEVAL_FAILED)
 ENGINE_INSTANTS = (EventKind.EVICTED, EventKind.INVALIDATED, EventKind.RESUMED, EventKind.ABORTED)
@@ -25,40 +24,15 @@ _MIN_AXIS_S = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """How fine a picture can be: columns along its axis, columns that an instant's mark takes, lanes of pages, ticks."""
+    """How fine a picture can be.
+
+    The columns of its axis, those that the mark of an instant takes, the lanes of pages, and the ticks, of which 3 is the least.
+    """
 
     num_columns: int
     mark_columns: int
     max_lanes: int
     max_ticks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """``num_events`` events of one kind, drawn as one; ``tokens`` is their sum, label and detail are the first one's."""
-
-    kind: EventKind
-    start_s: float
-    end_s: float
-    label: str = ""
-    tokens: int | None = None
-    detail: str | None = None
-    num_events: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """Spans of one kind that do not overlap, in order."""
-
-    kind: EventKind
-    spans: tuple[Span, ...]
-
-
-class Point(NamedTuple):
-    """A corner of a curve: ``tokens`` at ``at_s``; straight lines between corners."""
-
-    at_s: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +109,8 @@ def _panel(timeline: Timeline, column_s: float, detail: Detail) -> Panel:
         steps=Lane(EventKind.COMPUTED, merge(of_kind[EventKind.COMPUTED], 2 * column_s)),
         decode=_decode(timeline),
         engine_instants=instants(ENGINE_INSTANTS),
-        handed_over=thin(_handed_over(timeline), column_s),
-        computed=thin(_computed(timeline), column_s),
+        handed_over=thin(handed_over(timeline), column_s),
+        computed=thin(computed(timeline), column_s),
         final_context_s=final.start_s if final else None,
         first_token_s=token.start_s if token else None,
     )
@@ -153,92 +127,3 @@ def _decode(timeline: Timeline) -> Span | None:
         return None
     end_s = max(token.start_s, end.end_s if end else timeline.duration_s)
     return Span(end.kind if end else EventKind.DONE, token.start_s, end_s, tokens=end.tokens if end else None)
-
-
-def merge(spans: Iterable[Span], min_s: float) -> tuple[Span, ...]:
-    """Join overlapping spans, and one shorter than ``min_s`` with the next where the gap between them is shorter too."""
-    merged: list[Span] = []
-    for span in sorted(spans, key=lambda span: span.start_s):
-        last = merged[-1] if merged else None
-        if last and (span.start_s < last.end_s or max(last.end_s - last.start_s, span.start_s - last.end_s) < min_s):
-            merged[-1] = _join(last, span)
-        else:
-            merged.append(span)
-    return tuple(merged)
-
-
-def _join(one: Span, other: Span) -> Span:
-    known = [span.tokens for span in (one, other) if span.tokens is not None]
-    return Span(
-        one.kind,
-        one.start_s,
-        max(one.end_s, other.end_s),
-        one.label,
-        sum(known) if known else None,
-        one.detail,
-        one.num_events + other.num_events,
-    )
-
-
-def pack(spans: Iterable[Span], max_lanes: int, min_s: float) -> list[tuple[Span, ...]]:
-    """Put each span into the first lane that is free; those that find none of ``max_lanes - 1`` are merged in one more."""
-    lanes: list[list[Span]] = []
-    overflow: list[Span] = []
-    for span in sorted(spans, key=lambda span: span.start_s):
-        lane = next((lane for lane in lanes if lane[-1].end_s <= span.start_s), None)
-        if lane is not None:
-            lane.append(span)
-        elif len(lanes) < max_lanes - 1:
-            lanes.append([span])
-        else:
-            overflow.append(span)
-    return [merge(lane, min_s) for lane in (*lanes, overflow) if lane]
-
-
-def _handed_over(timeline: Timeline) -> list[Point]:
-    points = [Point(0.0, 0)]
-    for event in sorted(timeline.events, key=lambda event: event.end_s):
-        if event.kind in (EventKind.DELTA, EventKind.FINAL_CONTEXT) and event.tokens:
-            level = points[-1].tokens
-            points += [Point(event.end_s, level), Point(event.end_s, max(0, level + event.tokens))]
-    return [*points, Point(timeline.duration_s, points[-1].tokens)]
-
-
-def _computed(timeline: Timeline) -> list[Point]:
-    points = [Point(0.0, 0)]
-    for event in sorted(timeline.events, key=lambda event: event.end_s):
-        at_s, level = points[-1]
-        change = _kv_change(event, level)
-        if change:
-            points += [Point(max(at_s, event.start_s), level), Point(event.end_s, max(0, level + change))]
-    return [*points, Point(timeline.duration_s, points[-1].tokens)]
-
-
-def _kv_change(event: Event, level: int) -> int:
-    """By how many tokens the KV cache of the request grew; ``level`` is how many it held."""
-    if event.kind in (EventKind.COMPUTED, EventKind.RESUMED):
-        return event.tokens or 0
-    if event.kind is EventKind.EVICTED and event.tokens is None:
-        return -level
-    return -(event.tokens or 0) if event.kind in (EventKind.EVICTED, EventKind.INVALIDATED) else 0
-
-
-def thin(points: Sequence[Point], column_s: float) -> tuple[Point, ...]:
-    """Of the corners within each column of time, the first, the lowest, the highest and the last."""
-    kept: list[Point] = []
-    for _, group in groupby(points, key=lambda point: int(point.at_s / column_s)):
-        corners = list(group)
-        levels = [point.tokens for point in corners]
-        ends = (0, levels.index(min(levels)), levels.index(max(levels)), len(corners) - 1)
-        kept += [corners[index] for index in sorted(set(ends))]
-    return tuple(kept)
-
-
-def level_at(points: Sequence[Point], at_s: float) -> float:
-    """The height of a curve at a time, in tokens."""
-    index = bisect_right(points, at_s, key=lambda point: point.at_s)
-    if index == len(points):
-        return points[-1].tokens
-    left, right = points[max(0, index - 1)], points[index]
-    share = (at_s - left.at_s) / (right.at_s - left.at_s) if right.at_s > left.at_s else 1.0
-    return left.tokens + share * (right.tokens - left.tokens)

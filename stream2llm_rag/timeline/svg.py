@@ -12,8 +12,10 @@ from importlib.resources import files
 from xml.etree import ElementTree as ET
 
 from stream2llm_rag.timeline.canvas import Canvas, places_beside
+from stream2llm_rag.timeline.curves import Point
 from stream2llm_rag.timeline.events import EventKind, Timeline
-from stream2llm_rag.timeline.layout import Detail, Lane, Layout, Panel, Point, Span, lay_out
+from stream2llm_rag.timeline.lanes import Lane, Span
+from stream2llm_rag.timeline.layout import Detail, Layout, Panel, lay_out
 from stream2llm_rag.timeline.measures import comparison, count, seconds
 from stream2llm_rag.timeline.text import clean
 from stream2llm_rag.timeline.words import NAMES, describe, headings, title_of, tooltip

@@ -9,8 +9,10 @@ from math import ceil
 from operator import itemgetter
 
 from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.timeline.curves import Point, level_at
 from stream2llm_rag.timeline.events import EventKind, Timeline
-from stream2llm_rag.timeline.layout import Detail, Lane, Panel, Point, Span, lay_out, level_at
+from stream2llm_rag.timeline.lanes import Lane, Span
+from stream2llm_rag.timeline.layout import Detail, Panel, lay_out
 from stream2llm_rag.timeline.measures import comparison, seconds
 from stream2llm_rag.timeline.text import num_columns, shorten
 from stream2llm_rag.timeline.words import NAMES, figures, headings, title_of
@@ -50,7 +52,7 @@ class _Drawing:
     def __init__(self, timelines: Sequence[Timeline], width: int, color: bool) -> None:
         self._gutter = min(28, width // 3)
         self._plot = width - self._gutter - 1
-        detail = Detail(self._plot, mark_columns=1, max_lanes=_MAX_LANES, max_ticks=max(2, self._plot // 12))
+        detail = Detail(self._plot, mark_columns=1, max_lanes=_MAX_LANES, max_ticks=max(3, self._plot // 12))
         self._layout = lay_out(timelines, detail)
         self._timelines = timelines
         self._width = width

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from stream2llm_rag.timeline.events import EventKind, Timeline
-from stream2llm_rag.timeline.layout import Span
+from stream2llm_rag.timeline.lanes import Span
 from stream2llm_rag.timeline.measures import comparison, count, measures_of, name_of, seconds, value_of
 from stream2llm_rag.timeline.text import clean
 
