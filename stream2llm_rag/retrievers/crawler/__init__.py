@@ -1,0 +1,15 @@
+"""A crawler that yields pages as they finish. Needs the ``crawl`` extra."""
+
+import importlib.util
+
+from stream2llm_rag.errors import MissingExtraError
+
+# trafilatura and what it needs are only ever imported by the extraction processes, where a missing one would show late.
+for _module in ("aiohttp", "courlan", "lxml", "lxml_html_clean", "protego", "trafilatura", "w3lib"):
+    if importlib.util.find_spec(_module) is None:
+        raise MissingExtraError(f"{_module}, which WebCrawler needs,", "crawl")
+
+from stream2llm_rag.retrievers.crawler.crawler import WebCrawler  # noqa: E402 - only after the check above
+from stream2llm_rag.retrievers.crawler.stream import CrawlStream  # noqa: E402
+
+__all__ = ["CrawlStream", "WebCrawler"]
