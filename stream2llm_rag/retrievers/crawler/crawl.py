@@ -1,0 +1,218 @@
+"""One crawl: which pages are in flight, and what becomes of each."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from stream2llm_rag.documents import Document, RetrievalEvent
+from stream2llm_rag.retrievers.crawler.fetch import ByteBudget, Fetcher
+from stream2llm_rag.retrievers.crawler.frontier import Frontier, Target
+from stream2llm_rag.retrievers.crawler.pages import Outline, Page, PageSkippedError, Redirect
+from stream2llm_rag.retrievers.crawler.politeness import Politeness
+from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
+from stream2llm_rag.retrievers.crawler.robots import RobotsRules
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, Scope, origin_of, site_of, strip_tracking
+
+MAX_REDIRECTS = 5
+_MAX_BUFFERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one crawl may take. Times in seconds."""
+
+    max_pages: int
+    max_depth: int
+    max_page_bytes: int
+    max_total_bytes: int
+    timeout_s: float
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the crawls of one crawler share.
+
+    ``rules`` gives the robots rules of an origin; ``wake_all`` tells every crawl that a host may have room again.
+    """
+
+    fetcher: Fetcher
+    politeness: Politeness
+    pool: ExtractionPool
+    rules: Callable[[str], Awaitable[RobotsRules]]
+    wake_all: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one page: a document, or None and the reason in ``event``."""
+
+    document: Document | None
+    event: RetrievalEvent
+
+
+class Crawl:
+    """Runs ahead of its reader by a bounded buffer.
+
+    ``outcomes`` waits for the reader, who sets ``moved`` after taking one; ``arrived`` is set when there is one more. A page is
+    only started when its outcome will find room, so handing it over never waits.
+    """
+
+    def __init__(self, seeds: Sequence[CanonicalUrl], scope: Scope, limits: Limits, services: Services) -> None:
+        self.outcomes: deque[Outcome] = deque()
+        self.arrived = asyncio.Event()
+        self.moved = asyncio.Event()
+        self.failed_seeds = dict.fromkeys(seeds, "it was not reached within the limits of the crawl")
+        self._scope = scope
+        self._limits = limits
+        self._services = services
+        self._frontier = Frontier(max_urls=max(10_000, 20 * limits.max_pages))
+        self._budget = ByteBudget(limits.max_total_bytes)
+        self._in_flight: dict[Target, float] = {}  # with the time it was started
+        self._turns: set[Target] = set()  # those that hold a slot of their host
+        self._sources: dict[bytes, str] = {}  # by digest of the text
+        self._num_pages = 0
+        self._is_over = False
+        for seed in seeds:
+            self._frontier.add(Target(seed, strip_tracking(seed), seed=seed))
+
+    @property
+    def num_remaining(self) -> int:
+        """How many outcomes are still to be read: those that wait, and a guess at those to come, at most ``max_pages``."""
+        num_expected = len(self.outcomes)
+        if not self._is_over:
+            num_expected += len(self._in_flight) + min(len(self._frontier), self._num_pages_wanted())
+        return min(num_expected, self._limits.max_pages)
+
+    async def run(self) -> None:
+        """Crawl until no page is left or a limit is met. Cancelled, it gives back all that it holds."""
+        try:
+            async with asyncio.timeout(self._limits.timeout_s), asyncio.TaskGroup() as pages:
+                await self._start_pages(pages)
+        except TimeoutError:
+            for target in list(self._in_flight):
+                self._skip(target, f"the crawl's time limit of {self._limits.timeout_s:g} s came first")
+        finally:
+            self._is_over = True
+            for target in list(self._turns):  # of pages that were cancelled before their first step
+                self._end_turn(target)
+
+    async def _start_pages(self, pages: asyncio.TaskGroup) -> None:
+        while True:
+            self.moved.clear()
+            while self._has_room() and (target := self._frontier.pop(self._wait_s)):
+                self._in_flight[target] = time.monotonic()
+                self._services.politeness.start(origin_of(target.url), time.monotonic())
+                self._turns.add(target)
+                pages.create_task(self._visit(target))
+            if not self._in_flight and not (self._frontier and self._num_pages_wanted()):
+                return
+            wait_s = self._frontier.next_ready_s(self._wait_s) if self._has_room() else math.inf
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s if wait_s < math.inf else None):
+                    await self.moved.wait()
+
+    def _has_room(self) -> bool:
+        num_in_flight = len(self._in_flight)
+        return (
+            self._num_pages_wanted() > 0
+            and num_in_flight < self._limits.concurrency
+            and num_in_flight + len(self.outcomes) < _MAX_BUFFERED
+        )
+
+    def _num_pages_wanted(self) -> int:
+        """How many more pages may be started: as many as can still be emitted, should all in flight succeed."""
+        if self._budget.num_left <= 0:
+            return 0
+        return self._limits.max_pages - self._num_pages - len(self._in_flight)
+
+    def _wait_s(self, origin: str) -> float:
+        return self._services.politeness.wait_s(origin, time.monotonic())
+
+    async def _visit(self, target: Target) -> None:
+        try:
+            page = await self._fetch(target)
+            if isinstance(page, Redirect):
+                self._redirect(target, page.location)
+                return
+            outline, text = await self._services.pool.extract(page, lambda outline: self._follow(target, outline))
+            self._emit(target, page, outline, text)
+        except PageSkippedError as skipped:
+            self._skip(target, str(skipped))
+
+    async def _fetch(self, target: Target) -> Page | Redirect:
+        origin = origin_of(target.url)
+        try:
+            rules = await self._services.rules(origin)
+            self._services.politeness.learn(origin, rules.crawl_delay_s, time.monotonic())
+            self._services.wake_all()
+            if reason := rules.refusal(target.url):
+                raise PageSkippedError(reason)
+            return await self._services.fetcher.get_page(target.url, max_bytes=self._limits.max_page_bytes, budget=self._budget)
+        finally:
+            self._end_turn(target)
+
+    def _end_turn(self, target: Target) -> None:
+        self._turns.remove(target)
+        self._services.politeness.end(origin_of(target.url))
+        self._services.wake_all()
+
+    def _redirect(self, target: Target, location: CanonicalUrl) -> None:
+        """Queue where a redirect leads, so that it meets every check that a link meets."""
+        if target.num_redirects >= MAX_REDIRECTS:
+            raise PageSkippedError(f"more than {MAX_REDIRECTS} redirects")
+        if reason := self._scope.refusal(location):
+            raise PageSkippedError(f"it redirects to {location}, and {reason}")
+        onward = Target(location, strip_tracking(location), target.depth, target.num_redirects + 1, target.seed)
+        if not self._frontier.add(onward):
+            raise PageSkippedError(f"it redirects to {location}, which the crawl met before")
+        del self._in_flight[target]
+        self.moved.set()
+
+    def _follow(self, target: Target, outline: Outline) -> None:
+        if target.depth < self._limits.max_depth:
+            for link in outline.links:
+                if self._scope.refusal(link) is None:
+                    self._frontier.add(Target(link, link, target.depth + 1))
+            self.moved.set()
+
+    def _emit(self, target: Target, page: Page, outline: Outline, text: str) -> None:
+        text = text.strip()
+        if not text:
+            raise PageSkippedError("it has no text")
+        source = self._source(page.url, outline)
+        digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+        if digest in self._sources:
+            raise PageSkippedError(f"it has the same text as {self._sources[digest]}")
+        if not self._frontier.settle(target.key, strip_tracking(source)):
+            raise PageSkippedError(f"it is another address of {source}")
+        self._sources[digest] = source
+        metadata = {"content_type": page.media_type, "num_bytes": len(page.body), "depth": target.depth}
+        self._num_pages += 1
+        event = RetrievalEvent("fetch", source, self._in_flight.pop(target), time.monotonic(), title=outline.title)
+        self._hand_over(Outcome(Document(text, source, outline.title, metadata=metadata), event))
+
+    def _source(self, url: CanonicalUrl, outline: Outline) -> CanonicalUrl:
+        """The address that a page claims for itself, where it may: on its own site and within the scope."""
+        claimed = outline.canonical
+        if claimed is not None and site_of(claimed) == site_of(url) and self._scope.refusal(claimed) is None:
+            return claimed
+        return url
+
+    def _skip(self, target: Target, reason: str) -> None:
+        if target.seed is not None:
+            self.failed_seeds[target.seed] = reason
+        event = RetrievalEvent("skip", target.url, self._in_flight.pop(target), time.monotonic(), detail=reason)
+        self._hand_over(Outcome(None, event))
+
+    def _hand_over(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.arrived.set()
+        self.moved.set()

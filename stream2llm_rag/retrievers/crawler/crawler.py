@@ -1,0 +1,163 @@
+"""The crawler: settings, lifecycle, and the streams that it gives out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+from typing import Self
+
+from stream2llm_rag import __version__
+from stream2llm_rag.errors import InvalidInputError, LifecycleError
+from stream2llm_rag.retrievers.base import require_question
+from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts
+from stream2llm_rag.retrievers.crawler.crawl import Crawl, Limits, Services
+from stream2llm_rag.retrievers.crawler.fetch import Fetcher
+from stream2llm_rag.retrievers.crawler.politeness import Politeness
+from stream2llm_rag.retrievers.crawler.pool import DEFAULT_EXTRACTOR, ExtractionPool
+from stream2llm_rag.retrievers.crawler.robots import RobotsRules
+from stream2llm_rag.retrievers.crawler.robots_cache import RobotsCache
+from stream2llm_rag.retrievers.crawler.stream import CrawlStream
+from stream2llm_rag.retrievers.crawler.urls import Scope, ScopeKind, parse_seed
+
+DEFAULT_USER_AGENT = f"stream2llm-rag/{__version__}"
+
+
+class WebCrawler:
+    """Crawls from ``seeds``, breadth first, and yields each page as soon as its text is there. A StreamingRetriever.
+
+    ::
+
+        async with WebCrawler(["https://docs.python.org/3/library/asyncio.html"], scope="prefix") as crawler:
+            async for delta in crawler.stream("How do I cancel a task?"):
+                ...
+
+    Every stream is a crawl of its own, within its own ``max_pages`` documents, ``max_depth`` links from a seed,
+    ``max_total_bytes``, ``timeout_s`` seconds and ``concurrency`` pages in flight. All share one HTTP client, the extraction
+    processes, and the manners towards each host: ``per_host_concurrency`` requests at once, starts ``delay_s`` seconds apart
+    (or as robots.txt asks, up to 10 seconds).
+
+    ``scope`` says which links and redirects are followed: to the site of a seed (``"host"``), below the last ``/`` of a seed's
+    path (``"prefix"``), or ``"any"``; of these, the URLs that one of the regular expressions ``allow`` finds, if there are any,
+    and none that one of ``deny`` finds. A page is refused beyond ``max_page_bytes`` (decompressed), ``page_timeout_s`` for its
+    answer, or ``extract_timeout_s`` for its text.
+
+    Private, loopback and other internal addresses are refused at each connection, unless ``allow_private_hosts`` names the host
+    (``"localhost"``) or the host and port (``"127.0.0.1:8080"``) as the URL does. ``extractor`` is the ``module:function`` that
+    turns ``(html, url)`` into text; it is imported by the ``num_extractors`` extraction processes.
+
+    Raises InvalidInputError for settings that cannot be used.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[str],
+        *,
+        scope: ScopeKind = "host",
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        max_pages: int = 12,
+        max_depth: int = 3,
+        max_page_bytes: int = 2_000_000,
+        max_total_bytes: int = 50_000_000,
+        timeout_s: float = 60.0,
+        page_timeout_s: float = 15.0,
+        extract_timeout_s: float = 10.0,
+        concurrency: int = 8,
+        per_host_concurrency: int = 4,
+        delay_s: float = 0.0,
+        num_extractors: int = 2,
+        user_agent: str = DEFAULT_USER_AGENT,
+        obey_robots: bool = True,
+        allow_private_hosts: Collection[str] = (),
+        extractor: str = DEFAULT_EXTRACTOR,
+    ) -> None:
+        if isinstance(seeds, str):
+            raise InvalidInputError(f"seeds is a sequence of URLs, not one string. Write: [{seeds!r}]")
+        if not seeds:
+            raise InvalidInputError("A crawl needs at least one seed, but none came. Write: WebCrawler(['https://…'])")
+        _require_at_least_one(
+            max_pages=max_pages,
+            max_page_bytes=max_page_bytes,
+            max_total_bytes=max_total_bytes,
+            concurrency=concurrency,
+            per_host_concurrency=per_host_concurrency,
+            num_extractors=num_extractors,
+        )
+        _require_time(timeout_s=timeout_s, page_timeout_s=page_timeout_s, extract_timeout_s=extract_timeout_s)
+        if max_depth < 0 or not 0 <= delay_s < math.inf:
+            raise InvalidInputError(f"max_depth and delay_s cannot be negative, but {max_depth!r} and {delay_s!r} came.")
+        if not user_agent.strip() or not user_agent.isprintable():
+            raise InvalidInputError(f"user_agent is one line of text that names your crawler, but {user_agent!r} came.")
+        if not all(part and part.isprintable() for part in extractor.partition(":")):
+            raise InvalidInputError(f"extractor is 'module:function', but {extractor!r} came.")
+        self._seeds = tuple(dict.fromkeys(parse_seed(seed) for seed in seeds))
+        self._scope = Scope.parse(scope, self._seeds, allow, deny)
+        self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency)
+        self._private_hosts = PrivateHosts.parse(allow_private_hosts)
+        self._user_agent = user_agent
+        self._obey_robots = obey_robots
+        self._page_timeout_s = page_timeout_s
+        self._politeness = Politeness(max_active=per_host_concurrency, delay_s=delay_s)
+        self._pool = ExtractionPool(num_workers=num_extractors, timeout_s=extract_timeout_s, extractor=extractor)
+        self._fetcher: Fetcher | None = None
+        self._rules: Callable[[str], Awaitable[RobotsRules]] = self._allow_all
+        self._streams: deque[CrawlStream] = deque()
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        if self._fetcher is not None or self._is_closed:
+            raise LifecycleError("A WebCrawler is opened once; this one was opened before. Make a new one.")
+        self._fetcher = Fetcher(user_agent=self._user_agent, timeout_s=self._page_timeout_s, private_hosts=self._private_hosts)
+        if self._obey_robots:
+            self._rules = RobotsCache(self._fetcher.get_robots).rules
+        self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End every stream, request and process. Streams that had not ended raise CrawlError for their readers."""
+        if self._fetcher is None or self._is_closed:
+            return
+        self._is_closed = True
+        async with AsyncExitStack() as stack:  # each of them, even where this is cancelled meanwhile
+            stack.push_async_callback(self._fetcher.aclose)
+            stack.push_async_callback(self._pool.aclose)
+            await asyncio.gather(*(stream.stop() for stream in self._streams))
+
+    def stream(self, query: str) -> CrawlStream:
+        """Start a crawl; the question does not change what it finds. LifecycleError unless the crawler is open."""
+        require_question(query)
+        if self._is_closed:
+            raise LifecycleError("This WebCrawler is closed. Read its streams inside its `async with`.")
+        if self._fetcher is None:
+            raise LifecycleError("This WebCrawler is not open. Write: async with WebCrawler(...) as crawler: ...")
+        services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all)
+        stream = CrawlStream(Crawl(self._seeds, self._scope, self._limits, services), on_end=self._streams.remove)
+        self._streams.append(stream)
+        return stream
+
+    def _wake_all(self) -> None:
+        """Let every stream look for a page to start, another one first each time, so that none keeps a busy host to itself."""
+        self._streams.rotate(-1)
+        for stream in self._streams:
+            stream.wake()
+
+    async def _allow_all(self, origin: str) -> RobotsRules:
+        return RobotsRules(self._user_agent)
+
+
+def _require_at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InvalidInputError(f"{name} must be at least 1, but {count!r} came.")
+
+
+def _require_time(**times_s: float) -> None:
+    for name, time_s in times_s.items():
+        if not 0 < time_s < math.inf:
+            raise InvalidInputError(f"{name} must be a time in seconds above 0, but {time_s!r} came.")

@@ -1,0 +1,108 @@
+"""From the bytes of a page to its outline and its text. Pure; runs in an extraction process, never in the crawler's own.
+
+lxml and trafilatura hold the GIL for up to seconds on one page, and in threads they can crash the process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import lxml.html  # type: ignore[import-untyped]
+import trafilatura
+from lxml.etree import ParserError, _Element  # type: ignore[import-untyped]
+from w3lib.encoding import html_to_unicode
+
+from stream2llm_rag.retrievers.crawler.pages import Outline, Page
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, strip_tracking
+
+_MAX_LINKS = 2_000  # of one page, in document order
+_MAX_TITLE_CHARS = 300
+_VISIBLE = "//body//text()[not(ancestor::script or ancestor::style or ancestor::noscript or ancestor::template)]"
+_HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+_MARKDOWN_HEADING = re.compile(r"^#\s+(.+)$", re.MULTILINE)
+
+
+def is_html(page: Page) -> bool:
+    """Whether the page has markup; else its body is its text."""
+    return page.media_type in _HTML_TYPES
+
+
+def decode(page: Page) -> str:
+    """The body as text, by byte order mark, header, ``<meta>``, then UTF-8 or, where it is not that, Windows-1252."""
+    text: str
+    _, text = html_to_unicode(page.content_type, page.body, auto_detect_fun=_guess_encoding)
+    return text
+
+
+def _guess_encoding(body: bytes) -> str:
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        return "cp1252"  # what browsers fall back to in most places (WHATWG HTML, 13.2.3.2)
+    return "utf-8"
+
+
+def outline_of(page: Page, text: str) -> Outline:
+    """Title, claimed address and links of a decoded page."""
+    if not is_html(page):
+        heading = _MARKDOWN_HEADING.search(text) if page.media_type != "text/plain" else None
+        return Outline(title=_clean_title(heading[1]) if heading else None)
+    root = parse_html(text)
+    if root is None:
+        return Outline()
+    base = next((urls[0] for urls in [root.xpath("//base/@href")] if urls), None)
+    base_url = (canonicalize(base, base=page.url) if base else None) or page.url
+    return Outline(_title(root), _canonical(root, base_url), tuple(_links(root, base_url)))
+
+
+def parse_html(text: str) -> _Element | None:
+    """The tree of an HTML text; None where there is nothing to parse."""
+    # As bytes, because lxml refuses a str with an XML encoding declaration, which XHTML has.
+    parser = lxml.html.HTMLParser(encoding="utf-8")
+    try:
+        return lxml.html.document_fromstring(text.replace("\0", "").encode("utf-8", "replace"), parser=parser)
+    except ParserError:
+        return None
+
+
+def _title(root: _Element) -> str | None:
+    for path in ("//head/title", "//h1"):
+        for element in root.xpath(path):
+            if title := _clean_title("".join(element.itertext())):
+                return title
+    return None
+
+
+def _clean_title(text: str) -> str:
+    return " ".join(text.split())[:_MAX_TITLE_CHARS]
+
+
+def _canonical(root: _Element, base_url: CanonicalUrl) -> CanonicalUrl | None:
+    for href in root.xpath("//link[translate(@rel, 'CANOIL', 'canoil')='canonical']/@href"):
+        return canonicalize(href, base=base_url)
+    return None
+
+
+def _links(root: _Element, base_url: CanonicalUrl) -> Iterator[CanonicalUrl]:
+    found: set[CanonicalUrl] = set()
+    references = dict.fromkeys(href.partition("#")[0].strip() for href in root.xpath("//a/@href | //area/@href"))
+    for reference in references:
+        url = canonicalize(reference, base=base_url) if reference else None
+        if url is not None and (link := strip_tracking(url)) not in found:
+            found.add(link)
+            yield link
+            if len(found) >= _MAX_LINKS:
+                return
+
+
+def trafilatura_text(html: str, url: str) -> str:
+    """The main text of an HTML page, or all that its body shows where trafilatura sees no main text."""
+    return trafilatura.extract(html, url=url, favor_recall=True, include_comments=False) or visible_text(html)
+
+
+def visible_text(html: str) -> str:
+    """All text that the body of an HTML page shows, a line for each stretch of it."""
+    root = parse_html(html)
+    stretches = [] if root is None else root.xpath(_VISIBLE)
+    return "\n".join(line for stretch in stretches if (line := " ".join(stretch.split())))

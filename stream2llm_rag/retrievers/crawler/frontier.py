@@ -1,0 +1,90 @@
+"""What a crawl fetches next. Pure: knows URLs and times, opens nothing."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, origin_of
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL to fetch. ``key`` is its identity: two URLs with one key are one page.
+
+    ``depth`` counts the links from a seed, ``num_redirects`` the redirects since the last link; ``seed`` is the seed that
+    this is, or was redirected from.
+    """
+
+    url: CanonicalUrl
+    key: CanonicalUrl
+    depth: int = 0
+    num_redirects: int = 0
+    seed: CanonicalUrl | None = None
+
+
+class Frontier:
+    """Queued targets, breadth first, hosts in turn, none twice.
+
+    Holds ``max_urls`` URLs over its life; what is found beyond that is left out.
+    """
+
+    def __init__(self, *, max_urls: int) -> None:
+        self._max_urls = max_urls
+        self._seen: set[CanonicalUrl] = set()
+        self._settled: set[CanonicalUrl] = set()
+        self._queues: dict[str, list[tuple[int, int, Target]]] = {}  # by origin: heaps of (depth, order of arrival, target)
+        self._num_added = 0
+        self._num_popped = 0
+        self._last_served: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    def add(self, target: Target) -> bool:
+        """Queue ``target``; False where its page was queued before or the frontier has had all it can hold."""
+        if target.key in self._seen or len(self._seen) >= self._max_urls:
+            return False
+        self._seen.add(target.key)
+        self._num_added += 1
+        queue = self._queues.setdefault(origin_of(target.url), [])
+        heapq.heappush(queue, (target.depth, self._num_added, target))
+        return True
+
+    def pop(self, wait_s: Callable[[str], float]) -> Target | None:
+        """The next target, or None while no origin with queued targets is ready.
+
+        ``wait_s(origin)`` is the time in seconds until a request may start there: 0 now, infinite when no slot is free.
+        The lowest depth goes first, and among equals the origin that was served longest ago.
+        """
+        while ready := [origin for origin in self._queues if wait_s(origin) <= 0]:
+            origin = min(ready, key=lambda each: (self._queues[each][0][0], self._last_served.get(each, 0)))
+            target = self._take(origin)
+            if target.key not in self._settled:
+                self._num_popped += 1
+                self._last_served[origin] = self._num_popped
+                return target
+        return None
+
+    def next_ready_s(self, wait_s: Callable[[str], float]) -> float:
+        """Seconds until :meth:`pop` can give a target by time alone; infinite where only a freed slot or a new link helps."""
+        return min(map(wait_s, self._queues), default=math.inf)
+
+    def settle(self, *keys: CanonicalUrl) -> bool:
+        """Note that a page with these identities is done with; False where one of them already was (a duplicate).
+
+        Queued targets of these identities are not given out any more.
+        """
+        if not self._settled.isdisjoint(keys):
+            return False
+        self._settled.update(keys)
+        return True
+
+    def _take(self, origin: str) -> Target:
+        queue = self._queues[origin]
+        target = heapq.heappop(queue)[-1]
+        if not queue:
+            del self._queues[origin]
+        return target

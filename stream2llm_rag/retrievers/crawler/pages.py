@@ -1,0 +1,51 @@
+"""The values that a page goes through: fetched, outlined, or skipped. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stream2llm_rag.errors import CrawlError
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl
+
+
+class PageSkippedError(CrawlError):
+    """One page is left out; the message says why. It ends in an event of the crawl and never reaches its user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page as it came: ``content_type`` is the whole header, ``body`` what remains after decompression."""
+
+    url: CanonicalUrl
+    content_type: str
+    body: bytes
+
+    @property
+    def media_type(self) -> str:
+        """``type/subtype`` in lower case, without parameters."""
+        return media_type(self.content_type)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """An answer that points elsewhere. ``location`` is absolute."""
+
+    location: CanonicalUrl
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a page says of itself and of others: cheap to get, and had before its text.
+
+    ``canonical`` is the address that it claims for itself (RFC 6596), if any. ``links`` are in document order, each once, and
+    without tracking parameters.
+    """
+
+    title: str | None = None
+    canonical: CanonicalUrl | None = None
+    links: tuple[CanonicalUrl, ...] = ()
+
+
+def media_type(content_type: str) -> str:
+    """``type/subtype`` of a Content-Type header, in lower case."""
+    return content_type.partition(";")[0].strip().lower()

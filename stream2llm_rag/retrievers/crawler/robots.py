@@ -1,0 +1,50 @@
+"""What a robots.txt permits (RFC 9309). Pure: it is given the answer that a server gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protego import Protego
+
+MAX_ROBOTS_BYTES = 512_000  # RFC 9309 section 2.5 asks for at least 500 KiB
+MAX_ROBOTS_REDIRECTS = 5  # section 2.3.1.2
+MAX_CRAWL_DELAY_S = 10.0  # Crawl-delay is no part of the RFC; more than this would stall a question for good
+
+
+@dataclass(frozen=True, slots=True)
+class RobotsRules:
+    """The rules of one origin for one crawler.
+
+    ``parser`` is None where nothing was read; then ``unreachable`` says why everything is disallowed, or is None where all is
+    allowed. ``crawl_delay_s`` is the pause in seconds that the site asks for between requests, capped.
+    """
+
+    user_agent: str
+    parser: Protego | None = None
+    unreachable: str | None = None
+    crawl_delay_s: float = 0.0
+
+    def refusal(self, url: str) -> str | None:
+        """Why ``url`` may not be fetched; None where it may."""
+        if self.unreachable is not None:
+            return f"robots.txt could not be read ({self.unreachable}), so nothing there may be fetched"
+        if self.parser is not None and not self.parser.can_fetch(url, self.user_agent):
+            return "robots.txt disallows it"
+        return None
+
+
+def rules_from_answer(status: int, body: bytes, user_agent: str) -> RobotsRules:
+    """The rules that follow from the last HTTP status and, for 2xx, the body, of which the first MAX_ROBOTS_BYTES count."""
+    if 200 <= status < 300:
+        return _parse(body, user_agent)
+    if status < 500:  # section 2.3.1.3, "unavailable": a 4xx, or redirects without end
+        return RobotsRules(user_agent)
+    return RobotsRules(user_agent, unreachable=f"HTTP {status}")  # section 2.3.1.4, "unreachable"
+
+
+def _parse(body: bytes, user_agent: str) -> RobotsRules:
+    if len(body) >= MAX_ROBOTS_BYTES:  # the last line may be cut, and half a path is another rule
+        body = body[:MAX_ROBOTS_BYTES].rpartition(b"\n")[0]
+    parser = Protego.parse(body.decode("utf-8-sig", "replace"))
+    delay_s = parser.crawl_delay(user_agent) or 0.0
+    return RobotsRules(user_agent, parser, crawl_delay_s=min(delay_s, MAX_CRAWL_DELAY_S))
