@@ -2,6 +2,8 @@
 
 __version__ = "0.1.0.dev0"
 
+from typing import TYPE_CHECKING
+
 from stream2llm_rag.documents import Append, ContextDelta, Document, Replace
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, RetrievalError, Stream2LLMError
@@ -19,4 +21,17 @@ __all__ = [
     "Stream2LLMError",
     "StreamingRetriever",
     "Timeline",
+    "WebCrawler",
 ]
+
+if TYPE_CHECKING:
+    from stream2llm_rag.retrievers.crawler import WebCrawler
+else:  # hidden from type checkers, which would take any misspelt name for one that exists
+
+    def __getattr__(name: str) -> object:
+        """Import the crawler when it is first asked for (PEP 562): it needs an extra, and takes half a second."""
+        if name != "WebCrawler":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from stream2llm_rag.retrievers.crawler import WebCrawler
+
+        return WebCrawler
