@@ -192,12 +192,12 @@ class Stream2LLMEngine:
             )
 
     async def _stop(self) -> None:
-        llm, self._llm = self._llm, None
+        llm, self._llm, self._wire = self._llm, None, None
         if llm is not None:
-            handler = llm.output_handler
+            if llm.output_handler is not None:  # else it takes the orderly end of the core for a crash, and logs it
+                llm.output_handler.cancel()
+                await asyncio.wait([llm.output_handler])
             await self._starter.run(llm.shutdown)
-            if handler is not None:
-                await asyncio.wait([handler])
         self._starter.close()
 
     def _refuse_unguarded_script(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -27,6 +28,7 @@ from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.errors import EngineDied, InvalidInputError, UnsupportedError
 
+_REFUSALS = (ValueError, VLLMValidationError)
 DIED = "a process of the engine is gone. Close this engine and open a new one; its log says why."
 
 
@@ -97,7 +99,7 @@ class VllmWire:
                         yield _delta(completion)
         except EngineDeadError as error:
             raise EngineDied(DIED) from error
-        except ValueError as error:
+        except _REFUSALS as error:
             raise InvalidInputError(f"vLLM refused the request: {error}") from error
 
     async def _to_core(self, request: EngineCoreRequest) -> None:
@@ -120,7 +122,7 @@ class VllmWire:
             )
         except EngineDeadError as error:
             raise EngineDied(DIED) from error
-        except ValueError as error:
+        except _REFUSALS as error:
             raise InvalidInputError(f"vLLM refused the request: {error}") from error
         request.external_req_id = session.request_id
         request.request_id = session.request_id
@@ -143,7 +145,7 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
     else:
         try:
             params = SamplingParams(**sampling)
-        except (TypeError, ValueError) as error:
+        except (TypeError, *_REFUSALS) as error:
             raise InvalidInputError(f"sampling={dict(sampling)!r} is not valid for vLLM's SamplingParams: {error}") from error
     if params.n != 1:
         raise UnsupportedError(f"a stream has one answer, got n={params.n}. Open one session for each answer that you want.")
