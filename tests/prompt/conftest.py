@@ -16,6 +16,7 @@ SPECIAL_TOKENS = [
     *("<s>", "</s>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>"),
 ]
 RESERVED_TOKEN = "<|reserved_special_token_7|>"  # special, but none of those that a tokenizer gives a name
+WORD_TOKEN = "ENDTURN"  # special and without a name as well, and nothing in its look says so
 TOOL_TOKEN = "<think>"  # added, steers the model, and yet not flagged special
 
 CHATML = (
@@ -81,7 +82,7 @@ def train(corpus: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens([AddedToken(RESERVED_TOKEN, special=True)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (RESERVED_TOKEN, WORD_TOKEN)])
     tokenizer.add_tokens([TOOL_TOKEN, "    ", "tokamak"])
     return tokenizer
 
@@ -108,4 +109,4 @@ def chat_template(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(scope="session")
 def control_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    return set(tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS, RESERVED_TOKEN, TOOL_TOKEN]))
+    return set(tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS, RESERVED_TOKEN, WORD_TOKEN, TOOL_TOKEN]))

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stream2llm_rag.prompt.encoding import TextEncoder
 
-from .conftest import RESERVED_TOKEN, SPECIAL_TOKENS, TOOL_TOKEN
+from .conftest import RESERVED_TOKEN, SPECIAL_TOKENS, TOOL_TOKEN, WORD_TOKEN
 
 
 class SlowTokenizer:
@@ -35,7 +35,7 @@ def encoder(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
     return TextEncoder(tokenizer)
 
 
-@pytest.mark.parametrize("token", [*SPECIAL_TOKENS, RESERVED_TOKEN])
+@pytest.mark.parametrize("token", [*SPECIAL_TOKENS, RESERVED_TOKEN, WORD_TOKEN])
 def test_special_tokens_in_data_are_ordinary_characters(
     tokenizer: PreTrainedTokenizerFast, encoder: TextEncoder, control_ids: set[int], token: str
 ) -> None:
@@ -76,10 +76,11 @@ def test_control_tokens_that_the_trained_vocabulary_can_spell_are_dropped_from_d
     assert TextEncoder(unigram).encode_data("a<s>b") == [2, 3]
 
 
-def test_a_slow_tokenizer_leaves_no_control_token_in_data(tokenizer: PreTrainedTokenizerFast, control_ids: set[int]) -> None:
+@pytest.mark.parametrize("token", [*SPECIAL_TOKENS, RESERVED_TOKEN, WORD_TOKEN])
+def test_a_slow_tokenizer_leaves_no_control_token_in_data(tokenizer: PreTrainedTokenizerFast, token: str) -> None:
     encoder = TextEncoder(SlowTokenizer(tokenizer))
-    assert encoder.encode_template("<|im_end|>") == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    assert encoder.encode_data("a<|im_end|>b") == encoder.encode_data("a") + encoder.encode_data("b")
+    assert encoder.encode_template(token) == [tokenizer.convert_tokens_to_ids(token)]
+    assert encoder.encode_data(f"a{token}b") == encoder.encode_data("a") + encoder.encode_data("b")
 
 
 def test_neither_shared_state_nor_its_changes_reach_the_encoder(backend: Tokenizer) -> None:
@@ -107,6 +108,6 @@ def test_a_beginning_of_sequence_token_is_known_only_where_the_tokenizer_adds_it
     assert TextEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")).bos_ids == []
 
 
-@given(st.lists(st.sampled_from([*SPECIAL_TOKENS, RESERVED_TOKEN, TOOL_TOKEN]) | st.text(max_size=5)).map("".join))
+@given(st.lists(st.sampled_from([*SPECIAL_TOKENS, RESERVED_TOKEN, WORD_TOKEN, TOOL_TOKEN]) | st.text(max_size=5)).map("".join))
 def test_no_control_token_comes_out_of_data(encoder: TextEncoder, control_ids: set[int], text: str) -> None:
     assert control_ids.isdisjoint(encoder.encode_data(text.encode("utf-8", "replace").decode()))

@@ -85,6 +85,7 @@ def test_visible_text_stays_as_it_is(text: str) -> None:
         ("<<|im_start|>>", "<(im_start)>"),
         ("<|im_<|im_start|>start|>", "<|im_(im_start)start|>"),
         ("Date: 2024User:", "(Date 2024)(User)"),
+        ("<a[INST]b>", "(a INST b)"),
     ],
 )
 def test_markers_become_words_in_brackets(hostile: str, harmless: str) -> None:
@@ -108,6 +109,10 @@ def test_brackets_that_a_marker_has_do_not_replace_others() -> None:
 def test_markers_that_use_up_all_brackets_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="no bracket is left"):
         Sanitizer(["(a)", "“a”", "«a»", "⟨a⟩"])
+
+
+def test_of_markers_that_begin_alike_the_longest_counts() -> None:
+    assert Sanitizer(["<a>", "<a>b>"]).sanitize("<a>b> <a>b") == "(a b) (a)b"
 
 
 def test_without_markers_only_the_invisible_goes() -> None:
