@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 from stream2llm_rag.documents import Append, ContextDelta, Document, Replace
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, RetrievalError, Stream2LLMError
+from stream2llm_rag.pipeline import AnswerStream, StreamingRAG
+from stream2llm_rag.result import RAGResult
 from stream2llm_rag.retrievers.base import StreamingRetriever
 from stream2llm_rag.timeline import Timeline
 
 __all__ = [
+    "AnswerStream",
     "Append",
     "ContextDelta",
     "Document",
     "InvalidInputError",
+    "RAGResult",
     "Replace",
     "RetrievalError",
     "Stream2LLMEngine",
     "Stream2LLMError",
+    "StreamingRAG",
     "StreamingRetriever",
     "Timeline",
     "WebCrawler",

@@ -76,5 +76,5 @@ class CapacityError(EngineError):
     """A limit on open streams or on KV held by partial requests is reached. Trying again later can succeed."""
 
 
-class EngineDied(EngineError):
+class EngineDied(EngineError):  # noqa: N818 - says what happened, which no *Error says as well
     """A process of the engine is gone. Every open stream ends with this; open a new engine."""

@@ -1,7 +1,7 @@
 """Find out whether starting a process would run the user's script a second time.
 
-Processes are started with the spawn method, which imports the main module anew in each child: a script that does its work at the
-top level, without ``if __name__ == "__main__":``, would start over there. Python's own answer is a long traceback.
+Processes are started with the spawn method, which imports the main module anew in each child: a script that does its work at
+the top level, without ``if __name__ == "__main__":``, would start over there. Python's own answer is a long traceback.
 """
 
 from __future__ import annotations

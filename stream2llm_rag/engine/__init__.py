@@ -1,0 +1,1 @@
+"""Streams context into vLLM: sessions, the scheduler behind them, and the engine round both."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub
+from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub, StepRecord
 from stream2llm_rag.engine.policy import make_policy
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.engine.settings import CoreSettings
@@ -54,11 +54,12 @@ class EngineStats:
 class Stream2LLMEngine:
     """A vLLM engine whose requests can stream their context in.
 
-    ``model`` and any further keyword are vLLM's engine arguments (``AsyncEngineArgs``): ``tensor_parallel_size``, ``max_model_len``,
-    ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open at once.
+    ``model`` and any further keyword are vLLM's engine arguments (``AsyncEngineArgs``): ``tensor_parallel_size``,
+    ``max_model_len``, ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open at
+    once.
 
-    Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the event
-    loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
+    Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the
+    event loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
     Raises :class:`EngineStartError` when the engine cannot start.
     """
 
@@ -126,19 +127,30 @@ class Stream2LLMEngine:
         """Tokens that prompt and answer may have together."""
         return int(self._running().model_config.max_model_len)
 
-    async def open(self, prefix: TokenIds = (), *, cache_salt: str | None = None, lora_request: Any = None) -> Session:
+    async def open(
+        self,
+        prefix: TokenIds = (),
+        *,
+        on_record: Callable[[StepRecord], None] | None = None,
+        cache_salt: str | None = None,
+        lora_request: Any = None,
+    ) -> Session:
         """Open a streaming request that starts with ``prefix``; use it under ``async with``.
 
-        ``cache_salt`` keeps its KV apart from that of other salts in the prefix cache; ``lora_request`` is vLLM's. Raises
-        :class:`CapacityError` when ``max_sessions`` are open.
+        ``on_record`` is called with each thing the engine core did for it, soon after the step. ``cache_salt`` keeps its KV
+        apart from that of other salts in the prefix cache; ``lora_request`` is vLLM's. Raises :class:`CapacityError` when
+        ``max_sessions`` are open.
         """
         self._running()
         assert self._wire is not None
         if len(self._sessions) >= self._max_sessions:
             raise CapacityError(
-                f"{len(self._sessions)} sessions are open, the limit is max_sessions={self._max_sessions}. Try again when some have ended."
+                f"{len(self._sessions)} sessions are open, the limit is max_sessions={self._max_sessions}. "
+                "Try again when some have ended."
             )
-        session = Session(self._wire, on_close=self._sessions.discard, cache_salt=cache_salt, lora_request=lora_request)
+        session = Session(
+            self._wire, on_close=self._sessions.discard, on_record=on_record, cache_salt=cache_salt, lora_request=lora_request
+        )
         self._sessions.add(session)
         self._hub.listen(session.request_id, session.take_record)
         try:

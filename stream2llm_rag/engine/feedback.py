@@ -20,14 +20,19 @@ class StepKind(StrEnum):
 
     COMPUTED = "computed"
     EVICTED = "evicted"
+    RESUMED = "resumed"
     INVALIDATED = "invalidated"
     FINAL = "final"
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One thing that happened to one stream. ``num_tokens`` were computed, evicted or invalidated; for FINAL, which marks the
-    arrival of the final context, they are those with valid KV that this request computed itself (prefix-cache hits left out)."""
+    """One thing that happened to one stream, with the number of tokens that it is about.
+
+    COMPUTED: prefilled by one step. EVICTED, INVALIDATED: those whose KV was lost. RESUMED: those that came back with the
+    stream after an eviction without being computed. FINAL, the arrival of the final context: those with valid KV that this
+    request computed itself, prefix-cache hits left out.
+    """
 
     request_id: str
     kind: StepKind

@@ -138,8 +138,10 @@ class _Walk:
         return True
 
     def _blocks_needed(self, request: LiveRequest, num_tokens: int) -> int:
-        """A complete request is admitted only with room for its whole prompt, as vLLM does (``scheduler_reserve_full_isl``):
-        two half-computed prompts that fill the pool would otherwise evict each other."""
+        """Count the blocks to add: for a complete request at its admission those of its whole prompt.
+
+        vLLM does the same (``scheduler_reserve_full_isl``): two half-computed prompts that fill the pool evict each other.
+        """
         whole = not request.partial and not request.holds_slot
         end = request.num_target if whole else request.num_computed + num_tokens
         num_blocks = -(-(end + self._resources.num_lookahead_tokens) // self._resources.block_size)

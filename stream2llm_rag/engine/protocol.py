@@ -65,7 +65,7 @@ def decode(extra_args: Mapping[str, Any] | None, secret: str) -> Op | None:
     if num_remaining is not None and (isinstance(num_remaining, bool) or not isinstance(num_remaining, int)):
         raise RefusedOpError("num_remaining is not an int")
     try:
-        kind = OpKind(fields.get("op"))
+        kind = OpKind(str(fields.get("op")))
     except ValueError as error:
         raise RefusedOpError("unknown op") from error
     return Op(kind, opens, num_remaining)

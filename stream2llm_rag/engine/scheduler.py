@@ -14,10 +14,9 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import SamplingType
-from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import create_request_queue
@@ -32,6 +31,9 @@ from stream2llm_rag.engine.policy import LiveRequest, make_policy
 from stream2llm_rag.engine.protocol import Op, OpKind, RefusedOpError
 from stream2llm_rag.engine.settings import CoreSettings
 
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,9 +47,13 @@ class _Stream:
     num_remaining: int | None
     num_hit: int = 0
     """Tokens at the front whose KV came from the prefix cache."""
+    was_evicted: bool = False
+    """It has no KV since an eviction."""
 
 
 class _StreamingMixin(Scheduler):
+    running: list[Request]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = CoreSettings.from_environment()
@@ -246,7 +252,7 @@ class _StreamingMixin(Scheduler):
             request.status = RequestStatus.WAITING
         stream = self._streams.get(request.request_id)
         if stream is not None:
-            stream.num_hit = 0
+            stream.num_hit, stream.was_evicted = 0, True
             self._feedback.record(request.request_id, StepKind.EVICTED, num_tokens, self._clock())
         self._feedback.counters.num_evictions += 1
         self._place(request)
@@ -285,7 +291,8 @@ class _StreamingMixin(Scheduler):
 
     def _split_waiting(self) -> tuple[list[Request], list[Request]]:
         """Waiting requests that vLLM holds back for reasons of its own, and the others."""
-        blocked, ready = [], []
+        blocked: list[Request] = []
+        ready: list[Request] = []
         for queue in (self.kv_holding_waiting, self.waiting):
             for request in queue:
                 (blocked if self._is_blocked_waiting_status(request.status) else ready).append(request)
@@ -373,6 +380,9 @@ class _StreamingMixin(Scheduler):
             stream = self._streams.get(request_id)
             if stream is not None and before.get(request_id) == 0:
                 stream.num_hit = stream.request.num_computed_tokens - num_tokens
+                if stream.was_evicted:
+                    self._feedback.record(request_id, StepKind.RESUMED, stream.num_hit, self._clock())
+                    stream.was_evicted = False
 
     def _evict_somebody(self) -> None:
         holders = [r for r in (*self.running, *self._idle.values()) if self._holds_kv_blocks(r)]
@@ -381,8 +391,7 @@ class _StreamingMixin(Scheduler):
             self._evict(self._dice.choice(holders))
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """vLLM asks here, for running and for waiting requests, how many of the tokens to take: the planned number, and of a
-        partial request never the last."""
+        """Take the planned number of tokens, and of a partial request never the last: vLLM asks for every request here."""
         num_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         stream = self._streams.get(request.request_id)
         if stream is not None and stream.partial:
@@ -408,7 +417,8 @@ class _StreamingMixin(Scheduler):
         ended = self._clock()
         started = self._step_started.pop(id(scheduler_output), ended)
         for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
-            if request_id in self._streams:
+            stream = self._streams.get(request_id)
+            if stream is not None and (stream.request.num_output_tokens == 0 or num_tokens > 1):  # prefill, not decode
                 self._feedback.record(request_id, StepKind.COMPUTED, num_tokens, started, ended)
         return super().update_from_output(scheduler_output, model_runner_output)
 

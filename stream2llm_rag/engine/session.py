@@ -89,21 +89,27 @@ class Wire(Protocol):
 class Session:
     """One streaming request of an engine; made by ``engine.open()`` and used as an async context manager.
 
-    The prompt grows by :meth:`append` or is replaced by :meth:`update`, as often as need be; :meth:`finish` adds the last piece and
-    gives the answer. Leaving the block early aborts and frees everything. Calls of one session are carried out in the order in which
-    they were made.
+    The prompt grows by :meth:`append` or is replaced by :meth:`update`, as often as need be; :meth:`finish` adds the last piece
+    and gives the answer. Leaving the block early aborts and frees everything. Calls of one session are carried out in the order
+    in which they were made.
     """
 
     def __init__(
-        self, wire: Wire, *, on_close: Callable[[Session], None], cache_salt: str | None = None, lora_request: Any = None
+        self,
+        wire: Wire,
+        *,
+        on_close: Callable[[Session], None],
+        on_record: Callable[[StepRecord], None] | None = None,
+        cache_salt: str | None = None,
+        lora_request: Any = None,
     ) -> None:
         self.request_id = f"s2l-{uuid4().hex}"
         self.cache_salt = cache_salt
         self.lora_request = lora_request
         self.stats = SessionStats()
-        self.records: list[StepRecord] = []
         self._wire = wire
         self._on_close = on_close
+        self._on_record = on_record
         self._tokens: list[int] = []
         self._opened = False
         self._state = "open"
@@ -126,7 +132,7 @@ class Session:
                 await self._send(OpKind.APPEND, new, self._tokens + new, num_remaining)
 
     async def update(self, token_ids: TokenIds, *, num_remaining: int | None = None) -> None:
-        """Replace the prompt by ``token_ids``. KV of the longest common prefix of old and new stays. Raises as :meth:`append`."""
+        """Replace the prompt by ``token_ids``; KV of the longest common prefix of old and new stays. Raises as :meth:`append`."""
         async with self._turn:
             new = self._checked(token_ids, 0)
             if not new:
@@ -152,18 +158,21 @@ class Session:
 
     async def abort(self) -> None:
         """Drop the request and free what it holds. Calling it again does nothing."""
-        if self._state != "aborted":
-            submitted = self._state == "finished"
-            self._state = "aborted"
-            try:
+        if self._state == "aborted":
+            return
+        submitted = self._state == "finished"
+        self._state = "aborted"
+        try:
+            async with self._turn:  # behind an operation that is being sent, which would else arrive after the abort
                 await self._wire.drop(self, submitted)
-            finally:
-                self._on_close(self)
+        finally:
+            self._on_close(self)
 
     def take_record(self, record: StepRecord) -> None:
         """Take one record of the engine core."""
         self.stats.add(record)
-        self.records.append(record)
+        if self._on_record is not None:
+            self._on_record(record)
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,9 +192,7 @@ class Session:
     def _checked(self, token_ids: TokenIds, num_before: int) -> list[int]:
         if self._state != "open":
             raise LifecycleError(f"this session is {self._state}. Open another one with engine.open().")
-        ids = np.asarray(
-            token_ids if isinstance(token_ids, np.ndarray) else list(token_ids), dtype=object if not token_ids else None
-        )
+        ids = np.asarray(token_ids)
         if ids.size == 0:
             return []
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -198,7 +205,7 @@ class Session:
         num_tokens = num_before + int(ids.size)
         if num_tokens >= self._wire.max_model_len:
             raise PromptTooLongError(
-                f"the prompt would have {num_tokens} tokens, but the model's context of {self._wire.max_model_len} must hold it and at "
-                "least one token of the answer. Append less, or open the engine with a larger max_model_len."
+                f"the prompt would have {num_tokens} tokens, but the model's context of {self._wire.max_model_len} must hold it "
+                "and at least one token of the answer. Append less, or open the engine with a larger max_model_len."
             )
         return [int(i) for i in ids]

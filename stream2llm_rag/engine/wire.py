@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from vllm import SamplingParams
@@ -17,8 +17,6 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
@@ -27,6 +25,10 @@ from stream2llm_rag.engine.feedback import FeedbackHub
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.errors import EngineDied, InvalidInputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 _REFUSALS = (ValueError, VLLMValidationError)
 DIED = "a process of the engine is gone. Close this engine and open a new one; its log says why."

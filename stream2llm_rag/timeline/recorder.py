@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from stream2llm_rag.documents import RetrievalEvent
 from stream2llm_rag.timeline.events import MAX_TIME_S, Event, EventKind, Timeline
@@ -30,13 +30,22 @@ class Recorder:
 
     ``arrived_at`` and every time that is passed in are seconds of :func:`time.monotonic`; what began before the question came
     is taken down from its arrival on. Holds ``max_events``: further ones are dropped, save the milestones (each kept once),
-    and counted in the measure ``num_events_dropped``.
+    and counted in the measure ``num_events_dropped``. ``listener`` is called with each event as it is recorded, kept or not.
     """
 
-    def __init__(self, question: str, mode: str, arrived_at: float, *, max_events: int = MAX_EVENTS) -> None:
+    def __init__(
+        self,
+        question: str,
+        mode: str,
+        arrived_at: float,
+        *,
+        max_events: int = MAX_EVENTS,
+        listener: Callable[[Event], None] | None = None,
+    ) -> None:
         self._timeline = Timeline(question, mode)
         self._arrived_at = arrived_at
         self._max_events = max_events
+        self._listener = listener
         self._events: list[Event] = []
         self._milestones: dict[EventKind, Event] = {}
         self._num_dropped = 0
@@ -65,6 +74,8 @@ class Recorder:
             self._events.append(event)
         else:
             self._num_dropped += 1
+        if self._listener is not None:
+            self._listener(event)
 
     def record_retrieval(self, event: RetrievalEvent) -> None:
         """Take down what a retriever reports; kinds of its own stand as a fetch whose detail names them.

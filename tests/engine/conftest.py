@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from stream2llm_rag.engine.engine import Stream2LLMEngine
+from stream2llm_rag.engine.session import Session
 
 COMMON: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "block_size": 32}
 # 42 blocks of 32 tokens, of which one is vLLM's null block: 1,312 tokens of KV for everybody together.
@@ -77,3 +79,17 @@ async def collect(outputs: AsyncIterator[Any]) -> list[int]:
 async def quiet(engine: Stream2LLMEngine) -> None:
     """Wait until the core has told of a step after which nothing was left, by giving it one last request."""
     await collect(engine.generate([5, 6, 7], {**GREEDY, "max_tokens": 2}))
+
+
+async def computed(session: Session, num_tokens: int) -> None:
+    """Wait until the core has computed that many tokens of the session."""
+    reached = anyio.Event()
+
+    def check(record: object = None) -> None:
+        if session.stats.computed_tokens >= num_tokens:
+            reached.set()
+
+    session._on_record = check
+    check()
+    with anyio.fail_after(120):
+        await reached.wait()

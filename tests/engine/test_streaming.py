@@ -8,7 +8,7 @@ import pytest
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, PromptTooLongError, UnsupportedError
 
-from .conftest import GREEDY, Reference, collect, quiet
+from .conftest import GREEDY, Reference, collect, computed, quiet
 
 
 def prompt(num_tokens: int, seed: int) -> list[int]:
@@ -91,11 +91,10 @@ async def test_what_was_streamed_is_not_computed_again(engine: Stream2LLMEngine)
     tokens = prompt(2000, 77)
     async with await engine.open(tokens[:500]) as session:
         await session.append(tokens[500:1900])
-        while session.stats.computed_tokens < 1899:
-            await anyio.sleep(0)
+        await computed(session, 1899)
         await collect(await session.finish(tokens[1900:], GREEDY))
         assert session.stats.overlap_tokens == 1899
-        assert session.stats.computed_tokens == 2000 + GREEDY["max_tokens"] - 1
+        assert session.stats.computed_tokens == 2000
 
 
 async def test_prefix_cache_hits_do_not_count_as_overlap(engine: Stream2LLMEngine) -> None:
@@ -103,8 +102,7 @@ async def test_prefix_cache_hits_do_not_count_as_overlap(engine: Stream2LLMEngin
     tokens = prompt(1024, 78)
     await collect(engine.generate(tokens, GREEDY))
     async with await engine.open([*tokens, 9, 9]) as session:
-        while session.stats.computed_tokens < 1:
-            await anyio.sleep(0)
+        await computed(session, 1)
         await collect(await session.finish([7], GREEDY))
         assert session.stats.overlap_tokens <= 1
 
@@ -112,8 +110,7 @@ async def test_prefix_cache_hits_do_not_count_as_overlap(engine: Stream2LLMEngin
 async def test_a_finish_whose_prompt_is_already_computed_is_answered(engine: Stream2LLMEngine, reference: Reference) -> None:
     tokens = prompt(333, 79)
     async with await engine.open(tokens) as session:
-        while session.stats.computed_tokens < 332:
-            await anyio.sleep(0)
+        await computed(session, 332)
         assert await collect(await session.finish(sampling=GREEDY)) == await reference.answer(tokens)
 
 
@@ -123,9 +120,7 @@ async def test_plain_requests_run_beside_streams(tight_engine: Stream2LLMEngine,
     async def plain(tokens: list[int]) -> list[int]:
         return await collect(tight_engine.generate(tokens, GREEDY))
 
-    jobs = [
-        stream(tight_engine, random.Random(i), p, updates=False) if i % 2 else plain(p) for i, p in enumerate(prompts)
-    ]
+    jobs = [stream(tight_engine, random.Random(i), p, updates=False) if i % 2 else plain(p) for i, p in enumerate(prompts)]
     assert await gather(jobs) == [await reference.answer(p) for p in prompts]
 
 
@@ -271,8 +266,7 @@ class open_all:  # noqa: N801 - reads as a function
     async def __aenter__(self) -> list[object]:
         self._sessions = [await self._engine.open(context) for context in self._contexts]
         for session, context in zip(self._sessions, self._contexts, strict=True):
-            while session.stats.computed_tokens < len(context) - 1:
-                await anyio.sleep(0)
+            await computed(session, len(context) - 1)
         return list(self._sessions)
 
     async def __aexit__(self, *exc: object) -> None:

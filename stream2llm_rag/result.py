@@ -1,0 +1,56 @@
+"""What an answer was made of, and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stream2llm_rag.documents import Document, RetrievalEvent
+from stream2llm_rag.errors import RetrievalError
+from stream2llm_rag.prompt import PlacedDocument
+from stream2llm_rag.timeline import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class RAGResult:
+    """The answer to one question, with its measures. Durations are in seconds.
+
+    ``ttft_s`` counts from the hand-over of the final context (the retriever's iterator has ended, nothing of what came last is
+    tokenised yet) to the first token; ``arrival_to_first_token_s`` from the question's arrival. Both mean the same whether the
+    context was streamed or not.
+
+    ``overlap_tokens`` of the ``prompt_tokens`` were computed before the final context and still held then; prefix-cache hits do
+    not count. ``last_delta_tokens`` is by how many tokens the last delta that had any changed the prompt.
+    ``invalidated_tokens`` lost their KV to a change of the context, ``preemptions`` counts losses to other requests by what was
+    done with the KV.
+
+    ``documents`` are those the model saw, in order; ``left_out`` found no room; ``skipped`` are sources that the retriever
+    could not use. ``retrieval_error`` is set when retrieval failed and the answer was made from what had come,
+    ``deadline_reached`` when it was cut short.
+    """
+
+    question: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    streaming: bool
+    ttft_s: float
+    arrival_to_first_token_s: float
+    retrieval_s: float
+    prompt_tokens: int
+    overlap_tokens: int
+    computed_tokens: int
+    invalidated_tokens: int
+    last_delta_tokens: int
+    documents: tuple[PlacedDocument, ...]
+    left_out: tuple[Document, ...]
+    skipped: tuple[RetrievalEvent, ...]
+    timeline: Timeline
+    preemptions: Mapping[str, int] = field(default_factory=dict)
+    retrieval_error: RetrievalError | None = None
+    deadline_reached: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Sources of ``documents``, each once, in order."""
+        return tuple(dict.fromkeys(placed.document.source for placed in self.documents))
