@@ -52,7 +52,7 @@ class Canvas:
 
     def cut(self, words: str, room: float, enlarged: int = 0) -> str:
         """As much of ``words`` as ``room`` px hold."""
-        return words if self.length(words, enlarged) <= room else shorten(words, int(room / self.length("x", enlarged)))
+        return shorten(words, int(room / self.length("x", enlarged)))
 
     def path(self, commands: str, style: str, *, into: ET.Element | None = None, tip: str = "") -> None:
         """A path of SVG ``commands``, with a tooltip where ``tip`` is not empty."""

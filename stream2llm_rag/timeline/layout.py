@@ -26,7 +26,7 @@ _MIN_AXIS_S = 1e-3
 class Detail:
     """How fine a picture can be.
 
-    The columns of its axis, those that the mark of an instant takes, the lanes of pages, and the ticks, of which 3 is the least.
+    The columns of its axis, those that the mark of an instant takes, the lanes of pages, and the ticks (3 or more).
     """
 
     num_columns: int

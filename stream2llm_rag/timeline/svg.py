@@ -100,7 +100,7 @@ class _Drawing:
         left = self._size.margin
         self.y += self._size.row + 2
         self.canvas.text(left, self.y, title, "heading", enlarged=2)
-        left += int(self.canvas.length(title, 2)) + 12
+        left += int(self.canvas.length(title, 2)) + 20
         self.canvas.text(left, self.y, self.canvas.cut(subtitle, self._bounds[1] - left), "muted")
         self.y += 6
 

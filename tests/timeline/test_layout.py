@@ -186,6 +186,12 @@ def test_the_answer_lasts_from_the_first_token_to_its_end() -> None:
     assert panel.decode is None
 
 
+def test_an_answer_never_ends_before_it_begins() -> None:
+    events = (Event(EventKind.ABORTED, 1, 1), Event(EventKind.FIRST_TOKEN, 2, 2))
+    (panel,) = lay_out([Timeline("Why?", "streaming", events)], FINE).panels
+    assert panel.decode == Span(EventKind.ABORTED, 2, 2)
+
+
 def test_an_answer_that_still_runs_lasts_to_the_end_of_what_is_known() -> None:
     events = (Event(EventKind.FIRST_TOKEN, 1, 1), Event(EventKind.COMPUTED, 2, 4))
     (panel,) = lay_out([Timeline("Why?", "streaming", events)], FINE).panels

@@ -139,6 +139,21 @@ def test_runs_with_questions_of_their_own_are_told_apart() -> None:
         assert words in shown
 
 
+def test_a_long_question_is_cut_to_the_width_of_the_figure() -> None:
+    several = [Timeline("What " * 50, "streaming"), Timeline("Why?", "streaming")]
+    shown = texts(ET.fromstring(figure(several, NARROW, "x", standalone=False)))
+    (question,) = [text for text in shown if text.startswith("What")]
+    assert question.endswith("…")
+    assert len(question) < 60
+
+
+def test_a_first_token_before_the_final_context_has_no_ttft() -> None:
+    events = (Event(EventKind.FIRST_TOKEN, 1, 1), Event(EventKind.FINAL_CONTEXT, 2, 2))
+    root = parsed([Timeline("Why?", "streaming", events)])
+    assert "first token 1.00 s" in texts(root)
+    assert by_class(root, "bracket") == by_class(root, "wait") == []
+
+
 def test_no_timeline_at_all_is_refused() -> None:
     with pytest.raises(InvalidInputError):
         render_svg([])

@@ -58,6 +58,11 @@ def test_long_text_ends_with_an_ellipsis() -> None:
     assert shorten("abcd", 0) == ""
 
 
+def test_text_far_behind_what_can_be_shown_is_not_looked_at() -> None:
+    assert clean("\x1b[0m" * 10 + "end") == "end"
+    assert clean("\x1b[0m" * 10_000 + "end") == ""
+
+
 def test_columns_count_wide_characters_twice_and_marks_not_at_all() -> None:
     assert num_columns("ab") == 2
     assert num_columns("漢字") == 4
