@@ -148,13 +148,10 @@ class ContextPrompt:
         for document in documents:
             full_length = self._format.num_frame_tokens + len(self._content(document))
             length = min(full_length, self._max_document_tokens or full_length)
-            fits = length <= room
-            if not fits and room < MIN_CUT_TOKENS:
+            if length > room and room < MIN_CUT_TOKENS:
                 break
             num_tokens = min(length, room)
             placed.append(PlacedDocument(document, num_tokens, truncated=num_tokens < full_length))
-            if not fits:
-                break
             room -= num_tokens
         return tuple(placed)
 

@@ -123,6 +123,17 @@ def test_a_document_without_a_title_has_only_its_source_in_the_header(tokenizer:
     assert "<document>\nSource: a\n\nx\n</document>" in written(tokenizer, PromptTemplate(tokenizer), Document("x", "a"))
 
 
+@pytest.mark.parametrize("marker", ["[policy]", "[me]", "[bot]", "[/over]", "Reply:"])
+def test_markers_of_every_role_are_known_without_a_history(tokenizer: PreTrainedTokenizerFast, marker: str) -> None:
+    chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}[policy] {{ m['content'] }}{% elif m['role'] == 'user' %}[me] "
+        "{{ m['content'] }}{% else %}[bot] {{ m['content'] }} [/over]{% endif %}{% endfor %}Reply:"
+    )
+    template = PromptTemplate(tokenizer, system_prompt=None, chat_template=chat_template)
+    harmless = f"hot ({marker.strip('[]:')}) cold"
+    assert f"\n\n{harmless}\n</document>" in written(tokenizer, template, Document(f"hot {marker} cold", "a"))
+
+
 def test_with_history_is_the_same_as_construction_with_it(tokenizer: PreTrainedTokenizerFast) -> None:
     base = PromptTemplate(tokenizer, chat_template=CHATML)
     before = written(tokenizer, base, PAGE)
