@@ -25,7 +25,8 @@ _ESCAPE_SEQUENCE = re.compile(
 def clean(text: str, max_characters: int = MAX_CHARACTERS) -> str:
     """``text`` on one line, without escape sequences, control, bidirectional and other invisible characters.
 
-    Looks at no more than the first ``4 * max_characters``, to leave room for what it drops. Unpaired surrogates and unassigned characters, which XML and encoders refuse, become U+FFFD.
+    Looks at no more than the first ``4 * max_characters``, to leave room for what it drops. Unpaired surrogates and unassigned
+    characters, which XML and encoders refuse, become U+FFFD.
     """
     visible = "".join(_visible(_ESCAPE_SEQUENCE.sub("", text[: 4 * max_characters])))
     shown = " ".join(visible.split())
