@@ -60,8 +60,8 @@ class DocumentFormat:
 class ContextPrompt:
     """The prompt of one question: prefix, documents, suffix.
 
-    Documents are identified by source and text; one that is there already is not added again. Each is tokenised once, when it
-    first comes into reach of the budget, and has the same tokens wherever it stands.
+    Documents are identified by source and text; one that is there already is not added again, but its score is
+    taken over. Each is tokenised once, when it first comes into reach of the budget, and has the same tokens wherever it stands.
 
     The budget: ``max_prompt_tokens`` covers prefix, documents and suffix. Documents are taken in order, each cut to
     ``max_document_tokens`` where that is given. The first that does not fit is cut to what is left if that is at least
@@ -171,10 +171,8 @@ def _key(document: Document) -> _DocumentKey:
 
 
 def _unique(documents: Iterable[Document]) -> dict[_DocumentKey, Document]:
-    unique: dict[_DocumentKey, Document] = {}
-    for document in documents:
-        unique.setdefault(_key(document), document)
-    return unique
+    """Return documents by key, in the order in which they came first, each as it came last."""
+    return {_key(document): document for document in documents}
 
 
 def _slots(placed: Iterable[PlacedDocument]) -> list[tuple[_DocumentKey, int]]:

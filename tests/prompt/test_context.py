@@ -133,10 +133,11 @@ def test_append_and_replace_may_take_turns() -> None:
     assert (change.kind, names(prompt)) == ("append", "bca")
 
 
-def test_a_document_that_stays_is_reported_with_its_latest_score() -> None:
+@pytest.mark.parametrize("delta", [Append, Replace])
+def test_a_document_that_stays_is_reported_with_its_latest_score(delta: type[Append] | type[Replace]) -> None:
     prompt = open_prompt()
-    prompt.apply(Replace((Document("x", "a", score=0.1),)))
-    assert prompt.apply(Replace((Document("x", "a", score=0.9),))) is None
+    prompt.apply(delta((Document("x", "a", score=0.1),)))
+    assert prompt.apply(delta((Document("x", "a", score=0.9),))) is None
     assert [slot.document.score for slot in prompt.documents] == [0.9]
 
 
