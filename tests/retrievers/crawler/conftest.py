@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from stream2llm_rag.documents import Append, Document
+from stream2llm_rag.retrievers.crawler import CrawlStream, WebCrawler
+
+from .misbehaving import PATH
+from .site import Site, serve
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serve() as each:
+        yield each
+
+
+@pytest.fixture
+async def other_site() -> AsyncIterator[Site]:
+    async with serve() as each:
+        yield each
+
+
+@pytest.fixture
+def crawler_on(site: Site) -> Callable[..., WebCrawler]:
+    """A crawler with one quick extraction process that may read the site; seeds are its paths or whole URLs."""
+
+    def build(*seeds: str, **settings: Any) -> WebCrawler:
+        urls = [site.url(seed) if seed.startswith("/") else seed for seed in seeds]
+        return WebCrawler(urls, **{"num_extractors": 1, "extractor": PATH, "allow_private_hosts": [site.host], **settings})
+
+    return build
+
+
+@pytest.fixture
+async def leaves_nothing(site: Site) -> AsyncIterator[None]:
+    """Fails a test after which a task, a process, or a connection to the site is left."""
+    tasks = asyncio.all_tasks()
+    process = psutil.Process()
+    children = set(process.children())
+    yield
+    ours = {task for task in asyncio.all_tasks() - tasks if "/tests/" not in str(task) and "web_protocol" not in str(task)}
+    assert {task for task in ours if task is not asyncio.current_task()} == set()
+    assert set(process.children()) == children
+    assert [each for each in process.net_connections() if each.raddr and each.raddr.port == site.port] == []
+
+
+class Result:
+    """All that came of a crawl."""
+
+    def __init__(self, deltas: list[Append]) -> None:
+        self.deltas = deltas
+        self.documents: list[Document] = [document for delta in deltas for document in delta.documents]
+        self.sources = [document.source for document in self.documents]
+        self.events = [event for delta in deltas for event in delta.events]
+        self.skipped = {event.source: event.detail for event in self.events if event.kind == "skip"}
+
+    def paths(self, site: Site) -> set[str]:
+        return {source.removeprefix(site.url("")) for source in self.sources}
+
+
+async def read(stream: CrawlStream) -> Result:
+    return Result([delta async for delta in stream])
+
+
+async def crawl(crawler: WebCrawler) -> Result:
+    async with crawler:
+        return await read(crawler.stream("why?"))

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream2llm_rag.retrievers.crawler.pages import Outline, Page
+from stream2llm_rag.retrievers.crawler.wire import (
+    LENGTH,
+    Failure,
+    Ready,
+    Text,
+    decode_page,
+    decode_reply,
+    encode_page,
+    encode_reply,
+)
+
+TEXTS = st.text(max_size=50)
+REPLIES = st.one_of(
+    st.just(Ready()),
+    st.builds(Outline, st.none() | TEXTS, st.none() | TEXTS.filter(bool), st.lists(TEXTS).map(tuple)),
+    st.builds(Text, TEXTS),
+    st.builds(Failure, TEXTS),
+)
+
+
+@given(REPLIES)
+def test_replies_survive_the_pipe(reply):
+    encoded = encode_reply(reply)
+    assert LENGTH.unpack(encoded[: LENGTH.size]) == (len(encoded) - LENGTH.size,)
+    assert decode_reply(encoded[LENGTH.size :]) == reply
+
+
+@given(st.builds(Page, TEXTS, TEXTS, st.binary(max_size=50)))
+def test_pages_survive_the_pipe(page):
+    encoded = encode_page(page)
+    (size,) = LENGTH.unpack(encoded[: LENGTH.size])
+    head, rest = encoded[LENGTH.size : LENGTH.size + size], encoded[LENGTH.size + size :]
+    assert decode_page(head, rest[LENGTH.size :]) == page
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"{}", b"[]", b'["Text", {}]', b'["Text", {"text": 1}]', b'["os", {}]'])
+def test_anything_else_is_a_value_error(payload):
+    with pytest.raises(ValueError):  # noqa: PT011 - JSON's own and ours
+        decode_reply(payload)
