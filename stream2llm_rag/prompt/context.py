@@ -61,7 +61,8 @@ class ContextPrompt:
     """The prompt of one question: prefix, documents, suffix.
 
     Documents are identified by source and text; one that is there already is not added again, but its score is
-    taken over. Each is tokenised once, when it first comes into reach of the budget, and has the same tokens wherever it stands.
+    taken over. Each is tokenised once, when it first comes into reach of the budget, and has the same tokens wherever it
+    stands.
 
     The budget: ``max_prompt_tokens`` covers prefix, documents and suffix. Documents are taken in order, each cut to
     ``max_document_tokens`` where that is given. The first that does not fit is cut to what is left if that is at least
