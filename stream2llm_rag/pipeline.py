@@ -218,11 +218,11 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         assert self._tasks is not None
         self._tasks.cancel_scope.cancel()
         try:
-            return await self._tasks.__aexit__(kind, error, trace)
+            await self._tasks.__aexit__(None, None, None)  # told of the block's error it would wrap it in a group
         finally:
             self._rag._leave_place()
 
@@ -274,7 +274,10 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
 
     async def _retrieve(self, take: Callable[[Sequence[ContextDelta]], Any]) -> None:
         deadline = None if self._call.answer_by_s is None else self._arrived_at + self._call.answer_by_s
+        self._recorder.record(EventKind.DELTA, at=self._arrived_at, label="prompt prefix", tokens=len(self._prompt.prefix_ids))
         await self._retrieval.run(self._rag._retriever, self._call.question, deadline, take, self._recorder)
+        num_suffix_tokens = len(self._prompt.suffix_ids)
+        self._recorder.record(EventKind.FINAL_CONTEXT, at=self._retrieval.ended_at, tokens=num_suffix_tokens)
         error = self._retrieval.error
         if error is not None and (self._rag._raises or not error.documents):
             raise error
@@ -348,11 +351,17 @@ class _Retrieval:
     ) -> None:
         """Hand deltas to ``take``, all that came meanwhile at a time, until retrieval has ended and all are taken."""
         sender, receiver = anyio.create_memory_object_stream[ContextDelta](_MAX_WAITING_DELTAS)
-        async with anyio.create_task_group() as tasks:
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks, receiver:
             tasks.start_soon(self._read, retriever, question, deadline, sender, recorder)
-            async with receiver:
+            try:
                 async for delta in receiver:
                     await take([delta, *_drain(receiver)])
+            except Exception as error:  # raised inside the group it would come out wrapped
+                failure = error
+                tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _read(
         self,
@@ -391,7 +400,6 @@ class _Retrieval:
             recorder.record(EventKind.DEADLINE, at=self.ended_at)
         else:
             recorder.record(EventKind.RETRIEVAL_END, at=self.ended_at)
-        recorder.record(EventKind.FINAL_CONTEXT, at=self.ended_at)
 
     def _report(self, delta: ContextDelta, recorder: Recorder) -> None:
         for event in delta.events:

@@ -17,6 +17,7 @@ PACKAGE = Path(stream2llm_rag.__file__).parent
 LAYERS = (
     {"documents", "errors", "main_guard", "prompt", "timeline"},
     {"retrievers", "engine"},
+    {"result"},
     {"pipeline"},
     {
         "integrations",

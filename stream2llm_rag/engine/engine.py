@@ -45,7 +45,7 @@ _SCHEDULERS = {
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """``num_sessions`` are open in this process; ``cores`` has the counters of each engine core (one without data parallelism)."""
+    """``num_sessions`` are open in this process; ``cores`` has the counters of each engine core, one without data parallelism."""
 
     num_sessions: int
     cores: tuple[EngineCounters, ...]
@@ -55,8 +55,8 @@ class Stream2LLMEngine:
     """A vLLM engine whose requests can stream their context in.
 
     ``model`` and any further keyword are vLLM's engine arguments (``AsyncEngineArgs``): ``tensor_parallel_size``,
-    ``max_model_len``, ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open at
-    once.
+    ``max_model_len``, ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open
+    at once.
 
     Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the
     event loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
@@ -153,12 +153,7 @@ class Stream2LLMEngine:
         )
         self._sessions.add(session)
         self._hub.listen(session.request_id, session.take_record)
-        try:
-            await session.append(prefix)
-        except BaseException:
-            await session.abort()
-            raise
-        return session
+        return await session.start(prefix)
 
     async def generate(
         self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams | None = None

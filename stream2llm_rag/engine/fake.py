@@ -38,8 +38,7 @@ class FakeEngine:
             raise CapacityError(f"{len(self.sessions)} sessions are open, the limit is max_sessions={self._max_sessions}.")
         session = Session(self, on_close=self.sessions.discard, on_record=on_record)
         self.sessions.add(session)
-        await session.append(prefix)
-        return session
+        return await session.start(prefix)
 
     async def send(self, session: Session, op: Op, token_ids: list[int], arrival_time: float) -> None:
         """Compute what came."""

@@ -120,6 +120,15 @@ class Session:
         """Length of the prompt as it stands, in tokens."""
         return len(self._tokens)
 
+    async def start(self, prefix: TokenIds) -> Self:
+        """Append the first piece. A session that cannot start is aborted before the error is raised."""
+        try:
+            await self.append(prefix)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
     async def append(self, token_ids: TokenIds, *, num_remaining: int | None = None) -> None:
         """Put ``token_ids`` behind the prompt. ``num_remaining`` is how many more pieces are expected: a hint to the scheduler.
 
@@ -132,7 +141,7 @@ class Session:
                 await self._send(OpKind.APPEND, new, self._tokens + new, num_remaining)
 
     async def update(self, token_ids: TokenIds, *, num_remaining: int | None = None) -> None:
-        """Replace the prompt by ``token_ids``; KV of the longest common prefix of old and new stays. Raises as :meth:`append`."""
+        """Replace the prompt by ``token_ids``; KV of the longest common prefix stays. Raises as :meth:`append`."""
         async with self._turn:
             new = self._checked(token_ids, 0)
             if not new:
@@ -205,7 +214,7 @@ class Session:
         num_tokens = num_before + int(ids.size)
         if num_tokens >= self._wire.max_model_len:
             raise PromptTooLongError(
-                f"the prompt would have {num_tokens} tokens, but the model's context of {self._wire.max_model_len} must hold it "
-                "and at least one token of the answer. Append less, or open the engine with a larger max_model_len."
+                f"the prompt would have {num_tokens} tokens, but the model's context of {self._wire.max_model_len} must hold "
+                "it and at least one token of the answer. Append less, or open the engine with a larger max_model_len."
             )
         return [int(i) for i in ids]
