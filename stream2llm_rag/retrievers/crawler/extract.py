@@ -19,13 +19,7 @@ from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, s
 _MAX_LINKS = 2_000  # of one page, in document order
 _MAX_TITLE_CHARS = 300
 _VISIBLE = "//body//text()[not(ancestor::script or ancestor::style or ancestor::noscript or ancestor::template)]"
-_HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 _MARKDOWN_HEADING = re.compile(r"^#\s+(.+)$", re.MULTILINE)
-
-
-def is_html(page: Page) -> bool:
-    """Whether the page has markup; else its body is its text."""
-    return page.media_type in _HTML_TYPES
 
 
 def decode(page: Page) -> str:
@@ -45,7 +39,7 @@ def _guess_encoding(body: bytes) -> str:
 
 def outline_of(page: Page, text: str) -> Outline:
     """Title, claimed address and links of a decoded page."""
-    if not is_html(page):
+    if not page.is_html:
         heading = _MARKDOWN_HEADING.search(text) if page.media_type != "text/plain" else None
         return Outline(title=_clean_title(heading[1]) if heading else None)
     root = parse_html(text)

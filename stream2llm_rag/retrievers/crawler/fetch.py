@@ -11,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts, refusal
-from stream2llm_rag.retrievers.crawler.pages import Page, PageSkippedError, Redirect, media_type
+from stream2llm_rag.retrievers.crawler.pages import Page, PageSkippedError, Redirect, is_readable, media_type_of
 from stream2llm_rag.retrievers.crawler.robots import (
     MAX_ROBOTS_BYTES,
     MAX_ROBOTS_REDIRECTS,
@@ -20,8 +20,6 @@ from stream2llm_rag.retrievers.crawler.robots import (
 )
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, host_and_port
 
-_HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
-_TEXT_TYPES = _HTML_TYPES | {"text/plain", "text/markdown", "text/x-markdown"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ACCEPT = "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8"
 
@@ -68,8 +66,8 @@ class Fetcher:
             if not 200 <= response.status < 300:
                 raise PageSkippedError(f"HTTP {response.status}")
             content_type = response.headers.get("Content-Type", "")
-            if media_type(content_type) not in _TEXT_TYPES:
-                raise PageSkippedError(f"its content type is {media_type(content_type) or 'not given'}, which is not text")
+            if not is_readable(media_type := media_type_of(content_type)):
+                raise PageSkippedError(f"its content type is {media_type or 'not given'}, which is not text")
             return Page(url, content_type, await _read_body(response, max_bytes, budget))
 
     async def get_robots(self, origin: str) -> RobotsRules:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from stream2llm_rag.errors import CrawlError
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl
 
+_HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+_TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown"})
+
 
 class PageSkippedError(CrawlError):
     """One page is left out; the message says why. It ends in an event of the crawl and never reaches its user."""
@@ -23,7 +26,12 @@ class Page:
     @property
     def media_type(self) -> str:
         """``type/subtype`` in lower case, without parameters."""
-        return media_type(self.content_type)
+        return media_type_of(self.content_type)
+
+    @property
+    def is_html(self) -> bool:
+        """Whether the page has markup; else its body is its text."""
+        return self.media_type in _HTML_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,11 @@ class Outline:
     links: tuple[CanonicalUrl, ...] = ()
 
 
-def media_type(content_type: str) -> str:
+def media_type_of(content_type: str) -> str:
     """``type/subtype`` of a Content-Type header, in lower case."""
     return content_type.partition(";")[0].strip().lower()
+
+
+def is_readable(media_type: str) -> bool:
+    """Whether pages of this type can be turned into text."""
+    return media_type in _HTML_TYPES | _TEXT_TYPES

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from stream2llm_rag.retrievers.crawler.extract import decode, is_html, outline_of
+from stream2llm_rag.retrievers.crawler.extract import decode, outline_of
 from stream2llm_rag.retrievers.crawler.pages import Page
 from stream2llm_rag.retrievers.crawler.wire import LENGTH, Failure, Ready, Reply, Text, decode_page, encode_reply
 
@@ -51,7 +51,7 @@ def read_page(page: Page, extractor: Extractor) -> Iterator[Reply]:
     try:
         text = decode(page)
         yield outline_of(page, text)
-        yield Text(extractor(text, page.url) if is_html(page) else text)
+        yield Text(extractor(text, page.url) if page.is_html else text)
     except Exception as error:  # whatever a stranger's markup brings about, the next page is another one
         yield Failure(f"its text could not be extracted: {error!r}")
 

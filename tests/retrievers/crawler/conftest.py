@@ -40,12 +40,10 @@ def crawler_on(site: Site) -> Callable[..., WebCrawler]:
 @pytest.fixture
 async def leaves_nothing(site: Site) -> AsyncIterator[None]:
     """Fails a test after which a task, a process, or a connection to the site is left."""
-    tasks = asyncio.all_tasks()
     process = psutil.Process()
     children = set(process.children())
     yield
-    ours = {task for task in asyncio.all_tasks() - tasks if "/tests/" not in str(task) and "web_protocol" not in str(task)}
-    assert {task for task in ours if task is not asyncio.current_task()} == set()
+    assert [task for task in asyncio.all_tasks() if "/stream2llm_rag/" in task.get_coro().cr_code.co_filename] == []
     assert set(process.children()) == children
     assert [each for each in process.net_connections() if each.raddr and each.raddr.port == site.port] == []
 

@@ -23,8 +23,7 @@ def extract(html: str, url: str) -> str:
         case "/raise":
             raise RuntimeError("boom")
         case "/babble":
-            print("not a frame" * 1000)
-            sys.stdout.flush()
+            os.write(1, b"not a frame" * 1000)
         case "/modules":
             return " ".join(sys.modules)
         case "/pid":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -22,9 +21,7 @@ class Site:
         self.num_active = 0
         self.max_active = 0
         self.gate = asyncio.Event()
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.asked: Counter[str] = Counter()
+        self._changed = asyncio.Condition()
         self.port = 0
 
     @property
@@ -54,8 +51,9 @@ class Site:
     def page(self, path: str, *links: str, text: str | None = None, head: str = "", gated: bool = False) -> None:
         """Serve an HTML page with these links and a text of its own."""
         anchors = "".join(f'<a href="{link}">link</a> ' for link in links)
-        body = f"<html><head><title>Title of {path}</title>{head}</head><body><p>{text or f'Text of {path}.'}</p>{anchors}</body></html>"
-        self.answer(path, body)
+        text = text or f"Text of {path}."
+        head = f"<head><title>Title of {path}</title>{head}</head>"
+        self.answer(path, f"<html>{head}<body><p>{text}</p>{anchors}</body></html>")
         if gated:
             self.pages[path] = self._behind_the_gate(self.pages[path])
 
@@ -69,20 +67,30 @@ class Site:
 
         return gated
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until this holds; it is looked at whenever a request comes or goes."""
+        async with self._changed:
+            await self._changed.wait_for(condition)
+
+    async def until_idle(self) -> None:
+        await self.until(lambda: self.num_active == 0)
+
+    async def _count(self, change: int) -> None:
+        self.num_active += change
+        self.max_active = max(self.max_active, self.num_active)
+        async with self._changed:
+            self._changed.notify_all()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         path = request.path_qs
         self.requests.append(path)
         self.connections.add(request.transport)
-        self.num_active += 1
-        self.idle.clear()
-        self.max_active = max(self.max_active, self.num_active)
         try:
+            await self._count(+1)
             handler = self.pages.get(path)
             return await handler(request) if handler else web.Response(status=404)
         finally:
-            self.num_active -= 1
-            if not self.num_active:
-                self.idle.set()
+            await self._count(-1)
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream2llm_rag.retrievers.crawler.extract import decode, is_html, outline_of, trafilatura_text, visible_text
+from stream2llm_rag.retrievers.crawler.extract import decode, outline_of, trafilatura_text, visible_text
 from stream2llm_rag.retrievers.crawler.pages import Outline, Page
 
 URL = "http://h/a/page"
@@ -82,7 +82,7 @@ def test_odd_markup_has_an_outline_and_some_text(markup):
 
 def test_xhtml_with_an_encoding_declaration_is_read():
     page = Page(URL, "application/xhtml+xml", b"<?xml version='1.0' encoding='utf-8'?><html><body><h1>T</h1></body></html>")
-    assert is_html(page)
+    assert page.is_html
     assert outline_of(page, decode(page)).title == "T"
 
 

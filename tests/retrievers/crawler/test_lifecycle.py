@@ -37,10 +37,9 @@ async def test_leaving_a_stream_early_ends_its_requests(site, crawler_on):
     async with crawler_on("/") as crawler:
         stream = crawler.stream("why?")
         await anext(stream)
-        while site.num_active < 2:
-            await asyncio.sleep(0.01)
+        await site.until(lambda: site.num_active == 2)
         await stream.aclose()
-        await site.idle.wait()
+        await site.until_idle()
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
         site.gate.set()
@@ -58,18 +57,21 @@ async def test_closing_the_crawler_ends_its_streams_with_an_error_that_keeps_wha
     with pytest.raises(CrawlError, match="closed before") as caught:
         await reader
     assert caught.value.documents == first.documents
-    await site.idle.wait()
+    await site.until_idle()
 
 
 async def test_an_error_inside_the_block_ends_everything_too(site, crawler_on):
     site.page("/", gated=True)
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail_while_crawling():
         async with crawler_on("/") as crawler:
             crawler.stream("why?")
-            while not site.num_active:
-                await asyncio.sleep(0.01)
+            await site.until(lambda: site.num_active == 1)
             raise ZeroDivisionError
-    await site.idle.wait()
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_while_crawling()
+    await site.until_idle()
 
 
 async def test_streams_cancelled_at_random_moments_leave_the_crawler_as_it_was(site, crawler_on):
@@ -88,7 +90,7 @@ async def test_streams_cancelled_at_random_moments_leave_the_crawler_as_it_was(s
                 reader.cancel()
                 await stream.aclose()
             await asyncio.wait(readers)
-        await site.idle.wait()
+        await site.until_idle()
         assert len(crawler._streams) == 0
         assert crawler._pool._idle.qsize() == 1
         assert all(origin.num_active == 0 for origin in crawler._politeness._origins.values())
