@@ -43,13 +43,17 @@ class StepRecord:
 
 @dataclass(slots=True)
 class EngineCounters:
-    """Of one engine core. The first five are levels after the last step, the others counts since start."""
+    """Of one engine core. The first six are levels after the last step, the others counts since start.
+
+    ``num_used_blocks`` are held by any request, ``num_idle_blocks`` by partial ones with nothing to compute.
+    """
 
     num_partial: int = 0
     num_complete: int = 0
     num_running: int = 0
     num_idle: int = 0
     num_idle_blocks: int = 0
+    num_used_blocks: int = 0
     num_evictions: int = 0
     num_ops: int = 0
     num_ops_refused: int = 0

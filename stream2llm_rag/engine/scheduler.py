@@ -438,6 +438,8 @@ class _StreamingMixin(Scheduler):
         counters.num_idle = len(self._idle)
         held = (self.kv_cache_manager.get_blocks(request_id).blocks for request_id in self._idle)
         counters.num_idle_blocks = sum(len(groups[0]) for groups in held if groups)
+        pool = self.kv_cache_manager.block_pool
+        counters.num_used_blocks = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()  # one is the null block
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._idle.pop(request.request_id, None)
