@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream2llm_rag.engine.planner import BlockTable, Plan, Resources, plan
+from stream2llm_rag.engine.policy import Fcfs, LiveRequest
+
+BLOCK = 16
+
+
+class World:
+    """Requests, and who holds which block."""
+
+    def __init__(self, *requests: LiveRequest, tables: dict[str, list[int]] | None = None) -> None:
+        self.requests = {request.request_id: request for request in requests}
+        names = iter(range(10**6))
+        self.tables = tables or {r.request_id: [next(names) for _ in range(r.num_blocks)] for r in requests}
+        self.hits: dict[str, list[int]] = {}
+
+    def holders(self, block: int) -> int:
+        return sum(block in table for table in self.tables.values())
+
+    def table(self, request_id: str) -> BlockTable:
+        return [(block, self.holders(block)) for block in self.tables.get(request_id, ())]
+
+    def hit(self, request_id: str) -> BlockTable:
+        return [(block, self.holders(block)) for block in self.hits.get(request_id, ())]
+
+    def plan(self, *, budget: int = 10**6, blocks: int = 0, slots: int = 10) -> Plan:
+        active = [r for r in self.requests.values() if r.num_pending > 0]
+        idle = [r for r in self.requests.values() if r.num_pending <= 0]
+        return plan(active, idle, Resources(budget, blocks, slots, BLOCK), Fcfs(), self.table, self.hit)
+
+
+def request(
+    name: str, arrived_at: float, computed: int, target: int, *, partial: bool = True, **changes: object
+) -> LiveRequest:
+    held = -(-computed // BLOCK)
+    made = LiveRequest(name, arrived_at, arrived_at, partial, computed, target, held, holds_slot=computed > 0)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def names(victims: list[LiveRequest]) -> list[str]:
+    return [victim.request_id for victim in victims]
+
+
+def test_complete_requests_come_before_partial_ones_and_earlier_before_later() -> None:
+    world = World(
+        request("late", 3, 0, 16),
+        request("early", 1, 0, 16),
+        request("complete", 9, 0, 16, partial=False),
+    )
+    assert list(world.plan(blocks=9).grants) == ["complete", "early", "late"]
+
+
+def test_the_budget_is_spent_in_order() -> None:
+    world = World(request("a", 1, 0, 100), request("b", 2, 0, 100), request("c", 3, 0, 100))
+    assert world.plan(budget=150, blocks=99).grants == {"a": 100, "b": 50}
+
+
+def test_a_request_that_does_not_fit_is_left_out_and_the_walk_goes_on() -> None:
+    world = World(request("large", 1, 0, 160), request("small", 2, 0, 16))
+    assert world.plan(blocks=2).grants == {"small": 16}
+
+
+def test_idle_requests_are_evicted_first_and_the_latest_of_them() -> None:
+    world = World(
+        request("idle-1", 1, 32, 32), request("idle-2", 2, 32, 32), request("idle-3", 3, 32, 32), request("new", 4, 0, 48)
+    )
+    made = world.plan()
+    assert names(made.victims) == ["idle-3", "idle-2"]
+    assert made.grants == {"new": 48}
+
+
+def test_nobody_is_evicted_for_a_request_that_would_not_fit_all_the_same() -> None:
+    world = World(request("idle", 1, 32, 32), request("huge", 2, 0, 320))
+    made = world.plan(blocks=1)
+    assert not made.victims
+    assert not made.grants
+
+
+def test_an_earlier_request_is_not_evicted_for_a_later_one_of_its_tier() -> None:
+    world = World(request("early", 1, 32, 64), request("late", 2, 0, 48))
+    made = world.plan(blocks=1)
+    assert names(made.victims) == []
+    assert made.grants == {}  # the early one lacks a block too, and nobody stands behind the late one
+
+
+def test_a_victim_whose_blocks_others_share_is_spared() -> None:
+    world = World(
+        request("shares", 3, 32, 32), request("owns", 2, 32, 32), request("keeper", 1, 32, 33), request("new", 4, 0, 16)
+    )
+    world.tables = {"shares": [1, 2], "owns": [3, 4], "keeper": [1, 2]}
+    assert names(world.plan().victims) == ["owns"]
+
+
+def test_blocks_that_only_victims_share_come_back_when_all_of_them_go() -> None:
+    world = World(request("a", 1, 32, 32), request("b", 2, 32, 32), request("new", 3, 0, 32, partial=False))
+    world.tables = {"a": [1, 2], "b": [1, 2]}
+    made = world.plan()
+    assert sorted(names(made.victims)) == ["a", "b"]
+    assert made.grants == {"new": 32}
+
+
+def test_a_prefix_hit_that_somebody_holds_costs_no_blocks() -> None:
+    world = World(request("keeper", 1, 32, 33), request("new", 2, 0, 48))
+    world.hits["new"] = world.tables["keeper"]
+    made = world.plan(blocks=2)
+    assert made.grants == {"keeper": 1, "new": 48}
+    assert not made.victims
+
+
+def test_a_prefix_hit_that_only_a_victim_holds_costs_its_blocks_again() -> None:
+    world = World(request("idle", 1, 32, 32), request("new", 2, 0, 64))
+    world.hits["new"] = world.tables["idle"]
+    made = world.plan(blocks=1)
+    assert not made.grants  # 4 blocks wanted: 1 free and 2 of the victim's, which are also the hit's
+    assert not made.victims
+
+
+def test_a_slot_is_worth_an_eviction() -> None:
+    world = World(request("idle", 1, 16, 16), request("new", 2, 0, 16))
+    made = world.plan(blocks=50, slots=0)
+    assert names(made.victims) == ["idle"]
+    assert made.grants == {"new": 16}
+
+
+def test_what_cannot_be_evicted_now_is_left_alone() -> None:
+    world = World(request("fenced", 1, 32, 32, evictable=False), request("new", 2, 0, 16))
+    assert not world.plan().victims
+
+
+def test_a_complete_request_is_admitted_with_room_for_its_whole_prompt() -> None:
+    world = World(request("complete", 1, 0, 160, partial=False))
+    assert not world.plan(budget=16, blocks=9).grants
+    assert world.plan(budget=16, blocks=10).grants == {"complete": 16}
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    requests = []
+    for index in range(draw(st.integers(1, 12))):
+        computed = draw(st.sampled_from([0, 0, 5, 16, 40, 64]))
+        pending = draw(st.sampled_from([0, 0, 1, 16, 50]))
+        requests.append(
+            request(
+                f"r{index}",
+                draw(st.integers(0, 5)),
+                computed,
+                computed + pending,
+                partial=draw(st.booleans()),
+                evictable=draw(st.integers(0, 5)) > 0,
+            )
+        )
+    tables = {
+        r.request_id: draw(st.lists(st.integers(0, 20), min_size=r.num_blocks, max_size=r.num_blocks, unique=True))
+        for r in requests
+    }
+    return World(*requests, tables=tables)
+
+
+@given(worlds(), st.integers(0, 200), st.integers(0, 12), st.integers(-2, 4))
+def test_a_plan_keeps_to_what_there_is(world: World, budget: int, blocks: int, slots: int) -> None:
+    made = world.plan(budget=budget, blocks=blocks, slots=slots)
+    victims = set(names(made.victims))
+    assert len(victims) == len(made.victims)
+    assert sum(made.grants.values()) <= budget
+    assert not victims & set(made.grants)
+    assert all(world.requests[v].evictable and world.requests[v].holds_slot for v in victims)
+    for name, num_tokens in made.grants.items():
+        assert 0 < num_tokens <= world.requests[name].num_pending
+    before = {block for table in world.tables.values() for block in table}
+    kept = {block for name, table in world.tables.items() if name not in victims for block in table}
+    free_blocks = blocks + len(before) - len(kept)
+    needed = sum(
+        max(0, -(-(world.requests[name].num_computed + n) // BLOCK) - world.requests[name].num_blocks)
+        for name, n in made.grants.items()
+    )
+    assert needed <= free_blocks
+    if made.grants:
+        new_slots = sum(not world.requests[name].holds_slot for name in made.grants)
+        assert new_slots <= max(0, slots + len(victims))
+
+
+@given(worlds(), st.integers(1, 200), st.integers(0, 12))
+def test_no_victim_could_have_been_spared(world: World, budget: int, blocks: int) -> None:
+    made = world.plan(budget=budget, blocks=blocks, slots=99)
+    for spared in made.victims:
+        world.requests[spared.request_id] = replace(spared, evictable=False)
+        again = world.plan(budget=budget, blocks=blocks, slots=99)
+        world.requests[spared.request_id] = spared
+        fewer = set(names(again.victims)) < set(names(made.victims))
+        assert not (fewer and again.grants == made.grants)
