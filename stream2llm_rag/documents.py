@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One retrieved piece of text.

@@ -62,7 +62,8 @@ def build_tiny_model(directory: Path | None = None) -> Path:
     It is written to a temporary directory and renamed when whole, so that two processes may build it at once.
     """
     recipe = json.dumps(
-        [sys.version_info[:3], _CONFIG, _SPECIAL_TOKENS, _CHAT_TEMPLATE, _INITIALIZER_RANGE, _ATTENTION_GAIN, _SEED], sort_keys=True
+        [sys.version_info[:3], _CONFIG, _SPECIAL_TOKENS, _CHAT_TEMPLATE, _INITIALIZER_RANGE, _ATTENTION_GAIN, _SEED],
+        sort_keys=True,
     )
     name = f"tiny-llama-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     target = (directory or default_cache_dir() / "models") / name
