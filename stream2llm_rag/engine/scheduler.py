@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import SamplingType
@@ -64,11 +64,16 @@ class _StreamingMixin(Scheduler):
         self._clock = time.monotonic
         self._streams: dict[str, _Stream] = {}
         self._idle: dict[str, Request] = {}
+        self._num_idle_slots = 0
+        self._num_partial = 0
+        self._debt = 0
         self._plan: Plan | None = None
         self._feedback = CoreFeedback()
         self._step_started: dict[int, float] = {}
         # The planner makes the same reservation for complete requests; partial ones grow and are admitted chunk by chunk.
         self.scheduler_reserve_full_isl = False
+        # It also decides what stays free: vLLM would refuse what it grants.
+        self.kv_cache_manager.watermark_blocks = 0
 
     # ------------------------------------------------------------------ operations come in
 
@@ -114,6 +119,8 @@ class _StreamingMixin(Scheduler):
         request.resumable = False  # vLLM's own streaming would park it where it cannot be preempted
         partial = op.kind is not OpKind.FINISH
         self._streams[request.request_id] = _Stream(request, partial, request.arrival_time, op.num_remaining)
+        self._num_partial += partial
+        self._tell_policy(request, op, request.arrival_time)
         super().add_request(request)
         if partial and self._num_pending(request) <= 0:
             self._detach(request)
@@ -126,15 +133,25 @@ class _StreamingMixin(Scheduler):
         self._detach(request)
         stream.last_chunk_at = chunk.arrival_time
         stream.num_remaining = op.num_remaining
+        before = request.num_tokens
         if op.kind is OpKind.APPEND:
             self._extend(request, chunk.prompt_token_ids)
         else:
-            self._replace(stream, chunk)
+            num_common = self._replace(stream, chunk)
+            if op.kind is OpKind.UPDATE:
+                self._ranking.saw_update(request.request_id, chunk.arrival_time, num_common / before)
+        self._tell_policy(request, op, chunk.arrival_time)
         # The worker learns new tokens only from NewRequestData, which is what a WAITING request gets.
         request.status = RequestStatus.WAITING
         if op.kind is OpKind.FINISH:
             self._complete(stream, chunk)
         self._place(request)
+
+    def _tell_policy(self, request: Request, op: Op, now: float) -> None:
+        if op.kind is OpKind.FINISH:
+            self._ranking.saw_final(request.request_id, now)
+        else:
+            self._ranking.saw_chunk(request.request_id, now, request.num_tokens, op.num_remaining)
 
     def _extend(self, request: Request, token_ids: list[int]) -> None:
         request._all_token_ids.extend(token_ids)  # in place: `all_token_ids` is a view of it
@@ -142,8 +159,8 @@ class _StreamingMixin(Scheduler):
         request.num_prompt_tokens = len(request.prompt_token_ids)
         request.update_block_hashes()
 
-    def _replace(self, stream: _Stream, chunk: Request) -> None:
-        """Change the prompt to the chunk's; KV of the longest common prefix stays."""
+    def _replace(self, stream: _Stream, chunk: Request) -> int:
+        """Change the prompt to the chunk's; KV of the longest common prefix, whose length is returned, stays."""
         request, token_ids = stream.request, chunk.prompt_token_ids
         common = _common_prefix(request._all_token_ids, token_ids)
         before = request.num_computed_tokens
@@ -157,6 +174,7 @@ class _StreamingMixin(Scheduler):
             stream.num_hit = min(stream.num_hit, request.num_computed_tokens)
             lost = before - request.num_computed_tokens
             self._feedback.record(request.request_id, StepKind.INVALIDATED, lost, self._clock())
+        return common
 
     def _truncate(self, request: Request, keep: int) -> None:
         """Keep KV of at most the first ``keep`` tokens.
@@ -192,6 +210,7 @@ class _StreamingMixin(Scheduler):
         """The request is whole: from here on it is an ordinary one, with the sampling parameters of its finish."""
         request = stream.request
         stream.partial = False
+        self._num_partial -= 1
         request.sampling_params = final.sampling_params
         request.max_tokens = final.max_tokens
         request.structured_output_request = final.structured_output_request
@@ -226,7 +245,7 @@ class _StreamingMixin(Scheduler):
         """Take the request out of whichever queue it is in."""
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
-        elif self._idle.pop(request.request_id, None) is None:
+        elif not self._forget_idle(request):
             self.waiting.remove_requests([request])
             self.kv_holding_waiting.remove_requests([request])
             self.deferred_waiting.discard(request)
@@ -237,23 +256,41 @@ class _StreamingMixin(Scheduler):
         if stream is not None and stream.partial and self._num_pending(request) <= 0:
             self._inflight_prefills.discard(request)
             self._idle[request.request_id] = request
+            self._count_idle(request, 1)
         else:
             self._enqueue_waiting_request(request)
 
-    def _evict(self, request: Request) -> None:
-        """Free all KV of a running, waiting or idle request."""
+    def _forget_idle(self, request: Request) -> bool:
+        """Take the request out of the idle ones, if it is one."""
+        if self._idle.pop(request.request_id, None) is None:
+            return False
+        self._count_idle(request, -1)
+        return True
+
+    def _count_idle(self, request: Request, sign: int) -> None:
+        """Keep the sums over idle requests up to date: each step needs them, and there may be thousands."""
+        groups = self.kv_cache_manager.get_blocks(request.request_id).blocks
+        self._num_idle_slots += sign * self._holds_kv_blocks(request)
+        self._feedback.counters.num_idle_blocks += sign * (len(groups[0]) if groups else 0)
+
+    def _evict(self, request: Request, num_kept_blocks: int = 0) -> None:
+        """Free all KV of a running, waiting or idle request, or all behind the first ``num_kept_blocks``."""
         self._detach(request)
-        was_running = request.status == RequestStatus.RUNNING
-        num_tokens = request.num_computed_tokens
-        request.status = RequestStatus.RUNNING
-        self._preempt_request(request, time.monotonic())  # asserts RUNNING; appends to `waiting`
-        self.waiting.remove_request(request)
-        if not was_running:  # its tokens may have changed since the worker saw them
-            request.status = RequestStatus.WAITING
+        before, status = request.num_computed_tokens, request.status
+        if num_kept_blocks:
+            self._truncate(request, num_kept_blocks * self.block_size)
+        else:
+            request.status = RequestStatus.RUNNING
+            self._preempt_request(request, time.monotonic())  # asserts RUNNING; puts it into `waiting`
+            self.waiting.remove_request(request)
+        # The worker knows the tokens of a running request: PREEMPTED brings it back with its output. Those of another may have
+        # changed since the worker saw them: it stays what it was.
+        request.status = RequestStatus.PREEMPTED if status == RequestStatus.RUNNING else status
         stream = self._streams.get(request.request_id)
         if stream is not None:
-            stream.num_hit, stream.was_evicted = 0, True
-            self._feedback.record(request.request_id, StepKind.EVICTED, num_tokens, self._clock())
+            stream.num_hit = min(stream.num_hit, request.num_computed_tokens)
+            stream.was_evicted = request.num_computed_tokens == 0
+            self._feedback.record(request.request_id, StepKind.EVICTED, before - request.num_computed_tokens, self._clock())
         self._feedback.counters.num_evictions += 1
         self._place(request)
 
@@ -265,29 +302,48 @@ class _StreamingMixin(Scheduler):
         if not self._streams or self._pause_state != PauseState.UNPAUSED:
             output = super().schedule(*args, **kwargs)
         else:
-            output = self._schedule_planned(*args, **kwargs)
+            output = self._schedule_streams(*args, **kwargs)
         self._step_started[id(output)] = started
         return output
 
-    def _schedule_planned(self, *args: Any, **kwargs: Any) -> Any:
+    def _schedule_streams(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         if self._chaos and self._dice.random() < self._chaos:
             self._evict_somebody()
-        self._plan = self._make_plan()
-        for victim in self._plan.victims:
-            self._evict(self.requests[victim.request_id])
-        held = self._expose()
+        self._plan = None if self._everything_fits() else self._make_plan()
+        held = self._carry_out(self._plan) if self._plan is not None else []
+        fresh = [request for request in (*self.kv_holding_waiting, *self.waiting) if request.num_computed_tokens == 0]
         planned = time.perf_counter()
-        before = {request_id: self.requests[request_id].num_computed_tokens for request_id in self._plan.grants}
         output = super().schedule(*args, **kwargs)
         done = time.perf_counter()
-        self._note_step(output.num_scheduled_tokens, before)
+        self._note_hits(fresh, output.num_scheduled_tokens)
+        if self._plan is not None:
+            self._note_refusals(self._plan, output.num_scheduled_tokens)
         self._plan = None
         self._collect(held)
         counters = self._feedback.counters
         counters.num_steps += 1
         counters.planning_s += planned - started + time.perf_counter() - done
         return output
+
+    def _everything_fits(self) -> bool:
+        """Tell whether all requests can run to their targets in this step, so that nobody need be asked who comes first.
+
+        Takes an upper bound, as this is most steps' whole planning: one block more than the pending tokens fill.
+        """
+        num_tokens = num_blocks = 0
+        num_slots = self._num_idle_slots + len(self.running) + len(self.kv_holding_waiting) + len(self.waiting)
+        for request in (*self.running, *self.kv_holding_waiting, *self.waiting):
+            if self._is_blocked_waiting_status(request.status):
+                return False
+            num_pending = self._num_pending(request)
+            num_tokens += num_pending
+            num_blocks += (num_pending + self.num_lookahead_tokens) // self.block_size + 1
+        return (
+            num_tokens <= self.max_num_scheduled_tokens
+            and num_slots <= self.max_num_active_reqs
+            and num_blocks <= self.kv_cache_manager.block_pool.get_num_free_blocks()
+        )
 
     def _split_waiting(self) -> tuple[list[Request], list[Request]]:
         """Waiting requests that vLLM holds back for reasons of its own, and the others."""
@@ -302,16 +358,24 @@ class _StreamingMixin(Scheduler):
         blocked, ready = self._split_waiting()
         active = [self._live(request) for request in (*self.running, *ready)]
         num_slots = sum(request.holds_slot for request in active)
-        num_slots += sum(self._holds_kv_blocks(request) for request in (*blocked, *self._idle.values()))
+        num_slots += sum(self._holds_kv_blocks(request) for request in blocked) + self._num_idle_slots
         resources = Resources(
             token_budget=self.max_num_scheduled_tokens,
-            blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+            blocks=self.kv_cache_manager.block_pool.get_num_free_blocks() - self._debt,
             slots=self.max_num_active_reqs - num_slots,
             block_size=self.block_size,
             num_lookahead_tokens=self.num_lookahead_tokens,
         )
-        idle = (self._live(request) for request in self._idle.values())
-        return plan(active, idle, resources, self._ranking, self._block_table, self._prefix_hit)
+        made = self._plan_with(active, resources)
+        if self._debt and not made.grants:
+            made = self._plan_with(active, replace(resources, blocks=resources.blocks + self._debt))
+        return made
+
+    def _plan_with(self, active: list[LiveRequest], resources: Resources) -> Plan:
+        return plan(active, self._live_idle, resources, self._ranking, time.time(), self._block_table, self._prefix_hit)
+
+    def _live_idle(self) -> list[LiveRequest]:
+        return [self._live(request) for request in self._idle.values()]
 
     def _live(self, request: Request) -> LiveRequest:
         stream = self._streams.get(request.request_id)
@@ -335,12 +399,13 @@ class _StreamingMixin(Scheduler):
     def _prefix_hit(self, request_id: str) -> BlockTable:
         return _as_table(self.kv_cache_manager.get_computed_blocks(self.requests[request_id])[0])
 
-    def _expose(self) -> list[Request]:
-        """Leave in vLLM's queues just what the plan lets run, in its order. Returns the requests held out of them."""
-        assert self._plan is not None
+    def _carry_out(self, made: Plan) -> list[Request]:
+        """Evict, and leave in vLLM's queues just what the plan lets run, in its order. Returns those held out."""
+        for victim in made.victims:
+            self._evict(self.requests[victim.request_id], victim.num_kept_blocks)
         blocked, ready = self._split_waiting()
-        held = [request for request in (*self.running, *ready) if request.request_id not in self._plan.grants]
-        granted = [self.requests[request_id] for request_id in self._plan.grants]
+        held = [request for request in (*self.running, *ready) if request.request_id not in made.grants]
+        granted = [self.requests[request_id] for request_id in made.grants]
         self.running = [request for request in granted if request.status == RequestStatus.RUNNING]
         self._reset_queues()
         for request in granted:
@@ -371,18 +436,22 @@ class _StreamingMixin(Scheduler):
         for request in left:
             self._place(request)
 
-    def _note_step(self, scheduled: dict[str, int], before: dict[str, int]) -> None:
-        assert self._plan is not None
-        for request_id in self._plan.grants:
-            if request_id not in scheduled and self.requests[request_id].status != RequestStatus.RUNNING:
-                self._feedback.counters.num_grants_refused += 1
-        for request_id, num_tokens in scheduled.items():
-            stream = self._streams.get(request_id)
-            if stream is not None and before.get(request_id) == 0:
-                stream.num_hit = stream.request.num_computed_tokens - num_tokens
+    def _note_hits(self, fresh: Iterable[Request], scheduled: dict[str, int]) -> None:
+        """Note what the prefix cache gave to streams that had no KV before this step."""
+        for request in fresh:
+            stream = self._streams.get(request.request_id)
+            num_tokens = scheduled.get(request.request_id)
+            if stream is not None and num_tokens is not None:
+                stream.num_hit = request.num_computed_tokens - num_tokens
                 if stream.was_evicted:
-                    self._feedback.record(request_id, StepKind.RESUMED, stream.num_hit, self._clock())
+                    self._feedback.record(request.request_id, StepKind.RESUMED, stream.num_hit, self._clock())
                     stream.was_evicted = False
+
+    def _note_refusals(self, made: Plan, scheduled: dict[str, int]) -> None:
+        """Count grants that vLLM did not follow. When it refuses the first of all, free more than the sum says next time."""
+        refused = [r for r in made.grants if r not in scheduled and self.requests[r].status != RequestStatus.RUNNING]
+        self._feedback.counters.num_grants_refused += len(refused)
+        self._debt = 2 * self._debt + 1 if refused and refused[0] == next(iter(made.grants)) else 0
 
     def _evict_somebody(self) -> None:
         holders = [r for r in (*self.running, *self._idle.values()) if self._holds_kv_blocks(r)]
@@ -432,18 +501,19 @@ class _StreamingMixin(Scheduler):
 
     def _refresh_levels(self) -> None:
         counters = self._feedback.counters
-        counters.num_partial = sum(stream.partial for stream in self._streams.values())
-        counters.num_complete = len(self.requests) - counters.num_partial
+        counters.num_partial = self._num_partial
+        counters.num_complete = len(self.requests) - self._num_partial
         counters.num_running = len(self.running)
         counters.num_idle = len(self._idle)
-        held = (self.kv_cache_manager.get_blocks(request_id).blocks for request_id in self._idle)
-        counters.num_idle_blocks = sum(len(groups[0]) for groups in held if groups)
         pool = self.kv_cache_manager.block_pool
         counters.num_used_blocks = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()  # one is the null block
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self._idle.pop(request.request_id, None)
-        self._streams.pop(request.request_id, None)
+        self._forget_idle(request)
+        stream = self._streams.pop(request.request_id, None)
+        if stream is not None:
+            self._num_partial -= stream.partial
+            self._ranking.saw_end(request.request_id)
         return super()._free_request(request, *args, **kwargs)
 
     def get_request_counts(self) -> tuple[int, int]:

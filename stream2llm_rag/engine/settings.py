@@ -13,19 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+from stream2llm_rag.engine.policy import DEFAULT_POLICY
+
 ENGINE_VARIABLE = "STREAM2LLM_ENGINE"
 _one_start_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class CoreSettings:
-    """``secret`` proves that an operation comes from this engine's front end; ``policy`` is the scheduling policy's name.
+    """``secret`` proves that an operation comes from this engine's front end; ``policy`` names the scheduling policy.
 
     ``chaos`` is the probability that a step evicts somebody at random first: tests use it to reach every state.
     """
 
     secret: str = ""
-    policy: str = "fcfs"
+    policy: str = DEFAULT_POLICY
     chaos: float = 0.0
 
     @classmethod

@@ -5,8 +5,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream2llm_rag.engine.planner import BlockTable, Plan, Resources, plan
-from stream2llm_rag.engine.policy import Fcfs, LiveRequest
+from stream2llm_rag.engine.planner import BlockTable, Plan, Resources, Victim, plan
+from stream2llm_rag.engine.policy import LiveRequest, Policy
+from stream2llm_rag.engine.policy.paper import Fcfs, TailFcfs
 
 BLOCK = 16
 
@@ -29,10 +30,11 @@ class World:
     def hit(self, request_id: str) -> BlockTable:
         return [(block, self.holders(block)) for block in self.hits.get(request_id, ())]
 
-    def plan(self, *, budget: int = 10**6, blocks: int = 0, slots: int = 10) -> Plan:
+    def plan(self, policy: Policy | None = None, *, budget: int = 10**6, blocks: int = 0, slots: int = 10) -> Plan:
         active = [r for r in self.requests.values() if r.num_pending > 0]
         idle = [r for r in self.requests.values() if r.num_pending <= 0]
-        return plan(active, idle, Resources(budget, blocks, slots, BLOCK), Fcfs(), self.table, self.hit)
+        resources = Resources(budget, blocks, slots, BLOCK)
+        return plan(active, lambda: idle, resources, policy or Fcfs(), 100.0, self.table, self.hit)
 
 
 def request(
@@ -43,7 +45,7 @@ def request(
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def names(victims: list[LiveRequest]) -> list[str]:
+def names(victims: list[Victim]) -> list[str]:
     return [victim.request_id for victim in victims]
 
 
@@ -121,6 +123,34 @@ def test_a_prefix_hit_that_only_a_victim_holds_costs_its_blocks_again() -> None:
     assert not made.victims
 
 
+def test_a_tail_is_cut_no_further_than_needed() -> None:
+    world = World(request("idle-1", 1, 64, 64), request("idle-2", 2, 64, 64), request("new", 3, 0, 48))
+    made = world.plan(TailFcfs(), blocks=1)
+    assert made.victims == [Victim("idle-2", num_kept_blocks=2)]
+    assert made.grants == {"new": 48}
+
+
+def test_tails_are_cut_from_the_least_worthy_on() -> None:
+    world = World(request("idle-1", 1, 32, 32), request("idle-2", 2, 32, 32), request("new", 3, 0, 48))
+    assert world.plan(TailFcfs()).victims == [Victim("idle-2", 0), Victim("idle-1", 1)]
+
+
+def test_shared_blocks_of_a_tail_are_not_cut_in_vain() -> None:
+    world = World(
+        request("shares", 3, 48, 48), request("owns", 2, 64, 64), request("keeper", 1, 48, 48), request("new", 4, 0, 16)
+    )
+    world.tables = {"shares": [1, 2, 3], "owns": [5, 6, 7, 8], "keeper": [1, 2, 3]}
+    assert world.plan(TailFcfs()).victims == [Victim("owns", 3)]
+
+
+def test_a_policy_may_wait_for_a_request_that_does_not_fit() -> None:
+    class Patient(Fcfs):
+        skips_blocked = False
+
+    world = World(request("large", 1, 0, 160), request("small", 2, 0, 16))
+    assert world.plan(Patient(), blocks=2).grants == {}
+
+
 def test_a_slot_is_worth_an_eviction() -> None:
     world = World(request("idle", 1, 16, 16), request("new", 2, 0, 16))
     made = world.plan(blocks=50, slots=0)
@@ -162,9 +192,9 @@ def worlds(draw: st.DrawFn) -> World:
     return World(*requests, tables=tables)
 
 
-@given(worlds(), st.integers(0, 200), st.integers(0, 12), st.integers(-2, 4))
-def test_a_plan_keeps_to_what_there_is(world: World, budget: int, blocks: int, slots: int) -> None:
-    made = world.plan(budget=budget, blocks=blocks, slots=slots)
+@given(worlds(), st.sampled_from([Fcfs(), TailFcfs()]), st.integers(0, 200), st.integers(0, 12), st.integers(-2, 4))
+def test_a_plan_keeps_to_what_there_is(world: World, policy: Policy, budget: int, blocks: int, slots: int) -> None:
+    made = world.plan(policy, budget=budget, blocks=blocks, slots=slots)
     victims = set(names(made.victims))
     assert len(victims) == len(made.victims)
     assert sum(made.grants.values()) <= budget
@@ -173,7 +203,8 @@ def test_a_plan_keeps_to_what_there_is(world: World, budget: int, blocks: int, s
     for name, num_tokens in made.grants.items():
         assert 0 < num_tokens <= world.requests[name].num_pending
     before = {block for table in world.tables.values() for block in table}
-    kept = {block for name, table in world.tables.items() if name not in victims for block in table}
+    num_kept = {victim.request_id: victim.num_kept_blocks for victim in made.victims}
+    kept = {block for name, table in world.tables.items() for block in table[: num_kept.get(name)]}
     free_blocks = blocks + len(before) - len(kept)
     needed = sum(
         max(0, -(-(world.requests[name].num_computed + n) // BLOCK) - world.requests[name].num_blocks)
@@ -182,7 +213,7 @@ def test_a_plan_keeps_to_what_there_is(world: World, budget: int, blocks: int, s
     assert needed <= free_blocks
     if made.grants:
         new_slots = sum(not world.requests[name].holds_slot for name in made.grants)
-        assert new_slots <= max(0, slots + len(victims))
+        assert new_slots <= max(0, slots + sum(num_kept == 0 for num_kept in num_kept.values()))
 
 
 @given(worlds(), st.integers(0, 12), st.integers(-1, 2))
@@ -190,8 +221,9 @@ def test_no_victim_of_a_single_request_could_have_been_spared(world: World, bloc
     for other in list(world.requests.values())[1:]:
         world.requests[other.request_id] = replace(other, num_target=other.num_computed)
     made = world.plan(blocks=blocks, slots=slots)
-    for spared in made.victims:
-        world.requests[spared.request_id] = replace(spared, evictable=False)
+    for spared in names(made.victims):
+        request = world.requests[spared]
+        world.requests[spared] = replace(request, evictable=False)
         again = world.plan(blocks=blocks, slots=slots)
-        world.requests[spared.request_id] = spared
+        world.requests[spared] = request
         assert again.grants != made.grants or not set(names(again.victims)) < set(names(made.victims))
