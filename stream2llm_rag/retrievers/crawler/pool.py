@@ -113,7 +113,6 @@ class _Worker:
     async def wait_stopped(self) -> None:
         if self._starting is not None:
             await asyncio.gather(self._starting, return_exceptions=True)
-        self._kill()  # a process that had just been started
         await self._reap()
 
     async def _ready_process(self) -> Process:

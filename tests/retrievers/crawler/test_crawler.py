@@ -120,6 +120,45 @@ async def test_no_more_requests_at_once_than_a_host_may_get_over_all_streams(sit
     assert site.requests.count("/robots.txt") == 1
 
 
+async def test_no_more_pages_are_in_flight_than_a_stream_may_have(site, crawler_on):
+    seeds = [f"/p{i}" for i in range(6)]
+    for seed in seeds:
+        site.page(seed, gated=True)
+    async with crawler_on(*seeds, concurrency=2, per_host_concurrency=8) as crawler:
+        stream = crawler.stream("why?")
+        await site.until(lambda: site.num_active == 2)
+        site.gate.set()
+        assert len((await read(stream)).documents) == 6
+    assert site.max_active == 2
+
+
+async def test_further_pages_start_as_soon_as_robots_txt_is_known(site, crawler_on):
+    site.page("/a", gated=True)
+    site.page("/b", gated=True)
+    async with crawler_on("/a", "/b") as crawler:
+        stream = crawler.stream("why?")
+        await site.until(lambda: site.num_active == 2)
+        await stream.aclose()
+
+
+async def test_streams_share_a_busy_host_fairly(site, crawler_on):
+    site.page("/", *(f"p{i}" for i in range(11)))
+    for i in range(11):
+        site.page(f"/p{i}")
+    num_read = [0, 0, 0]
+
+    async def count(crawler, reader):
+        async for _ in crawler.stream("why?"):
+            num_read[reader] += 1
+
+    async with crawler_on("/", per_host_concurrency=1) as crawler:
+        readers = [asyncio.create_task(count(crawler, i)) for i in range(3)]
+        await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
+        assert max(num_read) == 12
+        assert min(num_read) >= 6
+        await asyncio.wait(readers)
+
+
 async def test_starts_keep_the_delay_that_robots_txt_asks_for(site, crawler_on):
     site.answer("/robots.txt", "User-agent: *\nCrawl-delay: 0.2", content_type="text/plain")
     site.page("/", "a")
@@ -251,7 +290,7 @@ class TestDuplicates:
         site.page("/p2", head=head, text="two")
         site.page("/real", head=head, text="three")
         result = await crawl(crawler_on("/", per_host_concurrency=1))
-        assert sorted(result.paths(site)) == ["/", "/real"]
+        assert sorted(result.sources) == [site.url("/"), site.url("/real")]
         assert set(result.skipped.values()) <= {f"it is another address of {site.url('/real')}"}
 
     async def test_pages_that_claim_each_other_are_not_both_lost(self, site, crawler_on):
@@ -306,6 +345,11 @@ class TestContent:
         result = await crawl(crawler_on("/"))
         assert result.skipped == {site.url("/bad"): "it has no text" if status == 204 else f"HTTP {status}"}
 
+    async def test_a_host_that_no_resolver_takes_is_named(self, site, crawler_on):
+        host = "http://" + "a" * 64 + ".example/"
+        site.page("/", host)
+        assert "no valid answer" in (await crawl(crawler_on("/", scope="any"))).skipped[host]
+
     async def test_an_answer_that_is_no_http_is_named(self, site, crawler_on):
         async def handler(request):
             request.transport.write(b"garbage\r\n\r\n")
@@ -318,8 +362,13 @@ class TestContent:
 
 
 class TestLimits:
-    async def test_a_body_that_says_it_is_too_large_is_not_read(self, site, crawler_on):
-        site.answer("/", b"x" * 2_000)
+    async def test_a_body_that_says_it_is_too_large_is_not_waited_for(self, site, crawler_on):
+        async def announce(request):
+            response = web.StreamResponse(headers={"Content-Type": "text/html", "Content-Length": "2000"})
+            await response.prepare(request)
+            await site.gate.wait()
+
+        site.pages["/"] = announce
         with pytest.raises(CrawlError, match="larger than 1000 bytes"):
             await crawl(crawler_on("/", max_page_bytes=1_000))
 
@@ -363,8 +412,11 @@ class TestLimits:
         site.page("/", *(f"p{i}" for i in range(200)))
         async with crawler_on("/", max_pages=200, obey_robots=False) as crawler:
             stream = crawler.stream("why?")
-            await site.until(lambda: len(site.requests) == 64)
-            await site.until_idle()
+            while len(stream._crawl.outcomes) < 64:
+                stream._crawl.arrived.clear()
+                await stream._crawl.arrived.wait()
+            for _ in range(10):
+                await asyncio.sleep(0)  # time enough to start one more
             assert len(site.requests) == 64
             assert len((await read(stream)).deltas) == 201
 

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
 import psutil
 import pytest
 
 from stream2llm_rag.retrievers.crawler import pool as pool_module
+from stream2llm_rag.retrievers.crawler import worker
 from stream2llm_rag.retrievers.crawler.pages import Outline, Page, PageSkippedError
 from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
+from stream2llm_rag.retrievers.crawler.wire import encode_page
 
 from .misbehaving import PATH
 
@@ -16,7 +22,7 @@ from .misbehaving import PATH
 @pytest.fixture
 async def pool() -> AsyncIterator[ExtractionPool]:
     children = set(psutil.Process().children())
-    pool = ExtractionPool(num_workers=1, timeout_s=10.0, extractor=PATH)
+    pool = ExtractionPool(num_workers=1, timeout_s=60.0, extractor=PATH)
     pool.open()
     yield pool
     await pool.aclose()
@@ -57,8 +63,9 @@ async def test_a_page_that_hangs_ends_with_its_process(pool):
     pool._workers[0]._timeout_s = 0.2
     with pytest.raises(PageSkippedError, match=r"not extracted within 0\.2 s"):
         await text_of(pool, page("/hang"))
-    pool._workers[0]._timeout_s = 10.0
-    assert int(await text_of(pool, page("/pid"))) != before
+    pool._workers[0]._timeout_s = 60.0
+    async with asyncio.timeout(20):
+        assert int(await text_of(pool, page("/pid"))) != before
     assert not psutil.pid_exists(before)
 
 
@@ -80,7 +87,8 @@ async def test_a_cancelled_page_frees_its_process(pool):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await text_of(pool, page("/")) == "hello"
+    async with asyncio.timeout(20):
+        assert await text_of(pool, page("/")) == "hello"
 
 
 async def test_pages_that_wait_can_be_cancelled(pool):
@@ -110,6 +118,19 @@ async def test_the_process_has_nothing_of_the_program_that_started_it(pool):
     modules = set((await text_of(pool, page("/modules"))).split())
     assert "lxml" in modules
     assert modules.isdisjoint({"vllm", "torch", "transformers", "pytest"})
+
+
+async def test_ctrl_c_in_a_terminal_does_not_reach_the_process(pool):
+    assert os.getsid(int(await text_of(pool, page("/pid")))) != os.getsid(0)
+
+
+async def test_a_process_that_hangs_ends_by_itself_should_the_crawler_be_gone():
+    command = f"import sys; sys.path[:] = {sys.path!r}; from {worker.__name__} import main; main({PATH!r}, 0.5)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", command, stdin=PIPE, stdout=PIPE)
+    process.stdin.write(encode_page(page("/hang")))
+    async with asyncio.timeout(30):
+        await process.stdout.read()  # with stdin still open
+    assert await process.wait() == -signal.SIGALRM
 
 
 @pytest.mark.parametrize("path", ["no_such_module:f", "os:no_such_function"])
