@@ -257,7 +257,8 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
     async def _run_streaming(self) -> None:
         async with await self._rag._engine.open(self._prompt.prefix_ids, on_record=self._note) as session:
             feeder = _Feeder(self._prompt, session, self._rag._tokenizing, self._recorder)
-            await self._retrieve(feeder.feed)
+            with session.while_alive():
+                await self._retrieve(feeder.feed)
             await self._finish(session, self._prompt.suffix_ids, feeder.last_delta_tokens)
 
     async def _run_usual(self) -> None:
@@ -266,8 +267,9 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
         async def keep(batch: Sequence[ContextDelta]) -> None:
             deltas.extend(batch)
 
-        await self._retrieve(keep)
         async with await self._rag._engine.open(on_record=self._note) as session:
+            with session.while_alive():
+                await self._retrieve(keep)
             feeder = _Feeder(self._prompt, None, self._rag._tokenizing, self._recorder)
             await feeder.feed(deltas)
             await self._finish(session, self._prompt.context_ids + self._prompt.suffix_ids, feeder.last_delta_tokens)

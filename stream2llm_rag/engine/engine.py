@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub, StepRecord
-from stream2llm_rag.engine.policy import make_policy
+from stream2llm_rag.engine.lifeline import Lifeline
+from stream2llm_rag.engine.policy import DEFAULT_POLICY, make_policy
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.engine.settings import CoreSettings
 from stream2llm_rag.errors import (
     CapacityError,
-    EngineDied,
     EngineStartError,
     InvalidInputError,
     LifecycleError,
@@ -45,7 +45,7 @@ _SCHEDULERS = {
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """``num_sessions`` are open in this process; ``cores`` has the counters of each engine core, one without data parallelism."""
+    """``num_sessions`` are open in this process; ``cores`` has the counters of each engine core, just one as a rule."""
 
     num_sessions: int
     cores: tuple[EngineCounters, ...]
@@ -63,7 +63,9 @@ class Stream2LLMEngine:
     Raises :class:`EngineStartError` when the engine cannot start.
     """
 
-    def __init__(self, model: str | Path, *, policy: str = "fcfs", max_sessions: int = 1024, **engine_args: Any) -> None:
+    def __init__(
+        self, model: str | Path, *, policy: str = DEFAULT_POLICY, max_sessions: int = 1024, **engine_args: Any
+    ) -> None:
         make_policy(policy)
         if max_sessions < 1:
             raise InvalidInputError(f"max_sessions must be at least 1, got {max_sessions}.")
@@ -75,6 +77,7 @@ class Stream2LLMEngine:
         self._settings = CoreSettings(secrets.token_hex(32), policy)
         self._max_sessions = max_sessions
         self._hub = FeedbackHub()
+        self._lifeline = Lifeline()
         self._sessions: set[Session] = set()
         self._state = "not opened yet"
         self._starter = _Starter()
@@ -97,8 +100,9 @@ class Stream2LLMEngine:
         from stream2llm_rag.engine.wire import VllmWire
 
         assert self._llm is not None
-        self._wire = VllmWire(self._llm, self._settings.secret, self._hub)
+        self._wire = VllmWire(self._llm, self._settings.secret, self._hub, self._lifeline)
         self._llm._run_output_handler()  # records must flow before the first finish
+        self._llm.output_handler.add_done_callback(self._output_ended)
         self._state = "open"
         return self
 
@@ -115,6 +119,7 @@ class Stream2LLMEngine:
         with anyio.CancelScope(shield=True):
             for session in list(self._sessions):
                 await session.abort()
+            self._lifeline.close()
             await self._stop()
 
     @property
@@ -166,7 +171,9 @@ class Stream2LLMEngine:
 
     async def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes. Returns False when requests still hold KV and nothing was forgotten."""
-        return bool(await self._running().reset_prefix_cache())
+        llm = self._running()
+        with self._lifeline.held():
+            return bool(await llm.reset_prefix_cache())
 
     def stats(self) -> EngineStats:
         """Counters as of the last step of each engine core."""
@@ -175,9 +182,15 @@ class Stream2LLMEngine:
     def _running(self) -> AsyncLLM:
         if self._state != "open" or self._llm is None:
             raise LifecycleError(f"this engine is {self._state}. Use it inside: async with Stream2LLMEngine(...) as engine.")
-        if self._llm.errored:
-            raise EngineDied("a process of the engine is gone. Close this engine and open a new one; its log says why.")
+        if self._llm.errored:  # its monitor thread can know before its output handler does
+            self._lifeline.die()
+        self._lifeline.check()
         return self._llm
+
+    def _output_ended(self, output_handler: asyncio.Task[None]) -> None:
+        """Without vLLM's output handler, which ends when a process of the engine does, nothing comes any more."""
+        if self._state == "open":
+            self._lifeline.die(None if output_handler.cancelled() else output_handler.exception())
 
     def _start(self) -> None:
         """Build vLLM's engine. Runs in the starter's thread, to its end even when the caller is cancelled."""

@@ -9,6 +9,7 @@ from typing import Any
 import anyio.lowlevel
 
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
+from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.errors import CapacityError
@@ -18,7 +19,7 @@ class FakeEngine:
     """Answers ``num_answer_tokens`` tokens that depend on every token of the prompt, as greedy ones would.
 
     It computes instantly: a partial prompt up to its last token but one as soon as it is told of it. ``sessions`` are those
-    open now, ``prompts`` the final ones that were answered, in order.
+    open now, ``prompts`` the final ones that were answered, in order. ``lifeline.die()`` is the death of its processes.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class FakeEngine:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.vocab_size = len(tokenizer)
+        self.lifeline = Lifeline()
         self.sessions: set[Session] = set()
         self.prompts: list[list[int]] = []
         self._max_sessions = max_sessions
@@ -34,6 +36,7 @@ class FakeEngine:
 
     async def open(self, prefix: TokenIds = (), *, on_record: Callable[[StepRecord], None] | None = None) -> Session:
         """As ``Stream2LLMEngine.open``."""
+        self.lifeline.check()
         if len(self.sessions) >= self._max_sessions:
             raise CapacityError(f"{len(self.sessions)} sessions are open, the limit is max_sessions={self._max_sessions}.")
         session = Session(self, on_close=self.sessions.discard, on_record=on_record)
@@ -62,7 +65,8 @@ class FakeEngine:
     async def _answer(self, token_ids: list[int]) -> AsyncIterator[OutputDelta]:
         digest = hashlib.sha256(",".join(map(str, token_ids)).encode()).digest()
         for index in range(self._num_answer_tokens):
-            await anyio.lowlevel.checkpoint()
+            with self.lifeline.held():
+                await anyio.lowlevel.checkpoint()
             token = digest[index % len(digest)] % self.vocab_size
             is_last = index == self._num_answer_tokens - 1
             yield OutputDelta(self.tokenizer.decode([token]), (token,), "length" if is_last else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -13,6 +14,7 @@ import anyio
 import numpy as np
 
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
+from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, PromptTooLongError
 
@@ -65,6 +67,7 @@ class Wire(Protocol):
 
     max_model_len: int
     vocab_size: int
+    lifeline: Lifeline
 
     async def send(self, session: Session, op: Op, token_ids: list[int], arrival_time: float) -> None:
         """Send one operation of the session."""
@@ -119,6 +122,14 @@ class Session:
     def num_tokens(self) -> int:
         """Length of the prompt as it stands, in tokens."""
         return len(self._tokens)
+
+    def while_alive(self) -> AbstractContextManager[None]:
+        """For a block that waits for something else between two calls: it ends when the engine does.
+
+        ``with session.while_alive(): ...`` cancels the block when the engine dies and raises :class:`EngineDied`, or
+        :class:`LifecycleError` when the engine is closed.
+        """
+        return self._wire.lifeline.held()
 
     async def start(self, prefix: TokenIds) -> Self:
         """Append the first piece. A session that cannot start is aborted before the error is raised."""
@@ -201,6 +212,7 @@ class Session:
     def _checked(self, token_ids: TokenIds, num_before: int) -> list[int]:
         if self._state != "open":
             raise LifecycleError(f"this session is {self._state}. Open another one with engine.open().")
+        self._wire.lifeline.check()
         ids = np.asarray(token_ids)
         if ids.size == 0:
             return []

@@ -6,8 +6,8 @@ prompt, so that a partial request costs nothing there.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -22,22 +22,23 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from stream2llm_rag.engine import protocol
 from stream2llm_rag.engine.feedback import FeedbackHub
+from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
-from stream2llm_rag.errors import EngineDied, InvalidInputError, UnsupportedError
+from stream2llm_rag.errors import EngineDied, InvalidInputError, LifecycleError, UnsupportedError
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _REFUSALS = (ValueError, VLLMValidationError)
-DIED = "a process of the engine is gone. Close this engine and open a new one; its log says why."
 
 
 class VllmWire:
     """Sends what sessions say to the engine core of ``llm``, and brings outputs and records back."""
 
-    def __init__(self, llm: AsyncLLM, secret: str, hub: FeedbackHub) -> None:
+    def __init__(self, llm: AsyncLLM, secret: str, hub: FeedbackHub, lifeline: Lifeline) -> None:
+        self.lifeline = lifeline
         self.max_model_len: int = llm.model_config.max_model_len
         self.vocab_size: int = llm.model_config.get_vocab_size()
         self._llm = llm
@@ -55,7 +56,8 @@ class VllmWire:
         request.prompt_token_ids = token_ids
         request.arrival_time = arrival_time
         request.sampling_params = self._sign(template.sampling_params, op)
-        await self._to_core(request)
+        with self._alive():
+            await self._llm.engine_core.add_request_async(request)
 
     async def submit(
         self,
@@ -69,24 +71,20 @@ class VllmWire:
         request = await self._request(session, token_ids, sampling_params(sampling), arrival_time)
         request.sampling_params = self._sign(request.sampling_params, Op(OpKind.FINISH, opens=opens))
         collector = RequestOutputCollector(RequestOutputKind.DELTA, request.request_id)
-        try:
+        with self._alive():
             await self._llm._add_request(request, None, None, 0, collector)
-        except EngineDeadError as error:
-            raise EngineDied(DIED) from error
-        return _outputs(collector)
+        return self._outputs(collector)
 
     async def drop(self, session: Session, submitted: bool) -> None:
         """Abort: in the core alone before the finish, through the output processor after it."""
         core_id = session.request_id
         self._hub.forget(core_id)
         template = self._templates.pop(session.request_id, None)
-        try:
+        with suppress(EngineDied, LifecycleError), self._alive():  # of an engine that is gone nothing is left to free
             if submitted:
                 await self._llm.abort(core_id, internal=True)
             elif template is not None:
                 await self._llm.engine_core.abort_requests_async([core_id])
-        except EngineDeadError:
-            return  # nothing is left to free
 
     async def generate(
         self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams
@@ -96,34 +94,51 @@ class VllmWire:
         params = sampling_params(sampling)
         try:
             async with aclosing(self._llm.generate(inputs, params, f"plain-{uuid4().hex}")) as outputs:
-                async for output in outputs:
+                while (output := await self._next(outputs)) is not None:
                     for completion in output.outputs:
                         yield _delta(completion)
-        except EngineDeadError as error:
-            raise EngineDied(DIED) from error
         except _REFUSALS as error:
             raise InvalidInputError(f"vLLM refused the request: {error}") from error
 
-    async def _to_core(self, request: EngineCoreRequest) -> None:
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """For calls to the core, which wait for ever when it dies meanwhile. Raises as :meth:`Lifeline.held`."""
         try:
-            await self._llm.engine_core.add_request_async(request)
+            with self.lifeline.held():
+                yield
         except EngineDeadError as error:
-            raise EngineDied(DIED) from error
+            self.lifeline.die(error)
+            self.lifeline.check()
+
+    async def _next(self, outputs: AsyncIterator[RequestOutput]) -> RequestOutput | None:
+        with self._alive():
+            return await anext(outputs, None)
+
+    async def _outputs(self, collector: RequestOutputCollector) -> AsyncIterator[OutputDelta]:
+        finished = False
+        while not finished:
+            with self._alive():
+                output = collector.get_nowait() or await collector.get()
+            if not isinstance(output, RequestOutput):
+                raise UnsupportedError(f"expected generated text, got {type(output).__name__}: is this a generative model?")
+            finished = output.finished
+            for completion in output.outputs:
+                yield _delta(completion)
 
     async def _request(
         self, session: Session, token_ids: list[int], params: SamplingParams, arrival_time: float
     ) -> EngineCoreRequest:
+        with self._alive():
+            supported_tasks = await self._llm.get_supported_tasks()
         try:
             request = self._llm.input_processor.process_inputs(
                 session.request_id,
                 tokens_input(token_ids, cache_salt=session.cache_salt),
                 params,
-                supported_tasks=await self._llm.get_supported_tasks(),
+                supported_tasks=supported_tasks,
                 arrival_time=arrival_time,
                 lora_request=session.lora_request,
             )
-        except EngineDeadError as error:
-            raise EngineDied(DIED) from error
         except _REFUSALS as error:
             raise InvalidInputError(f"vLLM refused the request: {error}") from error
         request.external_req_id = session.request_id
@@ -159,20 +174,6 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
         raise InvalidInputError(f"extra_args[{protocol.EXTRA_ARGS_KEY!r}] belongs to this library. Use another key.")
     params.output_kind = RequestOutputKind.DELTA
     return params
-
-
-async def _outputs(collector: RequestOutputCollector) -> AsyncIterator[OutputDelta]:
-    finished = False
-    while not finished:
-        try:
-            output = collector.get_nowait() or await collector.get()
-        except EngineDeadError as error:
-            raise EngineDied(DIED) from error
-        if not isinstance(output, RequestOutput):
-            raise UnsupportedError(f"expected generated text, got {type(output).__name__}: is this a generative model?")
-        finished = output.finished
-        for completion in output.outputs:
-            yield _delta(completion)
 
 
 def _delta(completion: CompletionOutput) -> OutputDelta:
