@@ -7,7 +7,8 @@ FLAVOUR ?= auto
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup test lint types demo clean
+.PHONY: help setup test lint types demo clean fuzz
+CASES ?= 1000
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -28,6 +29,9 @@ lint: setup ## ruff: rules and formatting
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
+
+fuzz: setup ## CASES=10000 random streams on the real engine, each answer compared with stock vLLM's
+	VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 $(BIN)/python -m tests.engine.cases --cases $(CASES)
 
 demo: setup ## answer a question over a live crawl, then compare with the usual way
 	$(BIN)/stream2llm demo

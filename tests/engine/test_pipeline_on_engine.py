@@ -15,7 +15,8 @@ from stream2llm_rag import Append, ContextDelta, Document, Replace, StreamingRAG
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.retrievers.base import InMemoryRetriever, TimedDelta
 
-from .conftest import GREEDY, Reference, quiet
+from .cases import GREEDY, Reference
+from .conftest import quiet
 
 WORDS = ["task", "cancel", "await", "loop", "event", "future", "gather", "shield", "timeout", "queue", "lock", "stream"]
 

@@ -8,37 +8,8 @@ import pytest
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, PromptTooLongError, UnsupportedError
 
-from .conftest import GREEDY, Reference, collect, computed, quiet
-
-
-def prompt(num_tokens: int, seed: int) -> list[int]:
-    dice = random.Random(seed)
-    return [dice.randrange(5, 2000) for _ in range(num_tokens)]
-
-
-async def stream(engine: Stream2LLMEngine, dice: random.Random, final: list[int], *, updates: bool) -> list[int]:
-    """Stream ``final`` in random pieces, with detours over other prompts when ``updates``; return the answer."""
-    async with await engine.open() as session:
-        position = 0
-        while position < len(final) and dice.random() > 0.1:
-            if updates and dice.random() < 0.4:
-                common = dice.randint(0, len(final) - 1)
-                other = final[:common] + prompt(dice.randint(1, 200), dice.randrange(10**6))
-                await session.update(other)
-                position = -1
-            elif position < 0:
-                position = dice.randint(1, len(final))
-                await session.update(final[:position])
-            else:
-                size = min(dice.choice([1, 7, 31, 32, 33, 100, 400]), len(final) - position)
-                await session.append(final[position : position + size])
-                position += size
-            for _ in range(dice.choice([0, 0, 1, 5])):
-                await anyio.lowlevel.checkpoint()
-        if position < 0:
-            await session.update(final[:1])
-            position = 1
-        return await collect(await session.finish(final[position:], GREEDY))
+from .cases import CASES_AT_ONCE, GREEDY, Reference, collect, prompt, stream, wrong_seeds
+from .conftest import computed, quiet
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -59,16 +30,12 @@ async def test_updates_answer_as_stock_does_for_the_last_version(
     assert answers == [await reference.answer(p) for p in prompts], f"seed {batch}"
 
 
-@pytest.mark.parametrize("batch", range(12))
-async def test_evicted_streams_come_back_and_answer_as_stock_does(
-    chaotic_engine: Stream2LLMEngine, reference: Reference, batch: int
+@pytest.mark.parametrize("first", range(0, 150, CASES_AT_ONCE))
+async def test_under_any_policy_evicted_or_not_answers_are_those_of_stock(
+    chaos: Stream2LLMEngine, reference: Reference, first: int
 ) -> None:
-    dice = random.Random(batch)
-    prompts = [prompt(dice.randint(1, 900), 9000 + 100 * batch + i) for i in range(12)]
-    streams = [stream(chaotic_engine, random.Random(3000 * batch + i), p, updates=i % 2 == 1) for i, p in enumerate(prompts)]
-    answers = await gather(streams)
-    assert answers == [await reference.answer(p) for p in prompts], f"seed {batch}"
-    assert chaotic_engine.stats().cores[0].num_evictions > 0
+    assert await wrong_seeds(chaos, reference, range(first, first + CASES_AT_ONCE)) == []
+    assert chaos.stats().cores[0].num_evictions > 0
 
 
 async def test_the_reference_notices_a_block_that_differs(reference: Reference) -> None:
