@@ -22,6 +22,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request, RequestStatus
 
 from stream2llm_rag.engine import protocol
@@ -67,6 +68,7 @@ class _StreamingMixin(Scheduler):
         self._num_idle_slots = 0
         self._num_partial = 0
         self._debt = 0
+        self._lapsed: dict[str, Request] = {}  # those of the idle ones that have something to compute
         self._plan: Plan | None = None
         self._feedback = CoreFeedback()
         self._step_started: dict[int, float] = {}
@@ -79,29 +81,36 @@ class _StreamingMixin(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """Take a plain request, or one operation of a stream."""
-        op = self._decode(request)
-        stream = self._streams.get(request.request_id)
-        if stream is None:
-            if op is None or op.kind is OpKind.FINISH or op.opens:
-                self._open(request, op)
-            else:
-                logger.debug("dropped %s for %s, which is gone", op.kind, request.request_id)
-        elif op is None or not stream.partial or not self._fits_model(stream, op, request):
-            self._feedback.counters.num_ops_refused += 1
-        else:
-            self._apply(stream, op, request)
-
-    def _decode(self, request: Request) -> Op | None:
         params = request.sampling_params
         try:
             op = protocol.decode(params.extra_args if params is not None else None, self._secret)
         except RefusedOpError as refusal:
-            self._feedback.counters.num_ops_refused += 1
+        op, is_forged = None, False
+            is_forged = True
             logger.debug("refused an operation for %s: %s", request.request_id, refusal)
-            return None
-        if op is not None:
-            self._feedback.counters.num_ops += 1
-        return op
+        counters = self._feedback.counters
+        counters.num_ops += op is not None
+        was_taken = self._take(request, op)
+        counters.num_ops_refused += is_forged or not was_taken
+
+    def _take(self, request: Request, op: Op | None) -> bool:
+        """Carry it out, unless that would touch what belongs to another: then return False. One that comes late is dropped."""
+        stream = self._streams.get(request.request_id)
+        if stream is not None:
+            if op is None or not stream.partial or not self._fits_model(stream, op, request):
+                return False
+            self._apply(stream, op, request)
+            return True
+        known = self.requests.get(request.request_id)
+        if known is not None and known.streaming_queue is None:  # vLLM asserts that ids of plain requests are unique
+            return False
+        if op is None:
+            super().add_request(request)
+        elif op.kind is OpKind.FINISH or op.opens:
+            self._open(request, op)
+        else:
+            logger.debug("dropped %s for %s, which is gone", op.kind, request.request_id)
+        return True
 
     def _fits_model(self, stream: _Stream, op: Op, request: Request) -> bool:
         """Lengths are checked by vLLM for each request, not for their sum."""
@@ -129,6 +138,7 @@ class _StreamingMixin(Scheduler):
             self._feedback.record(request.request_id, StepKind.FINAL, 0, self._clock())
 
     def _apply(self, stream: _Stream, op: Op, chunk: Request) -> None:
+        stream.lapsed = False
         request = stream.request
         self._detach(request)
         stream.last_chunk_at = chunk.arrival_time
@@ -180,10 +190,11 @@ class _StreamingMixin(Scheduler):
         """Keep KV of at most the first ``keep`` tokens.
 
         A last block that is only partly kept will be written again: never one that is hashed or shared, since others may find
-        or read the old content there. Freed blocks keep their hashes, for they keep their content.
+        or read the old content there. Freed blocks keep their hashes, for they keep their content. Where layers do not all hold
+        the KV of every token (sliding windows, states), there is none to go back to: all goes.
         """
-        managers = self.kv_cache_manager.coordinator.single_type_managers
-        if len(managers) != 1 or not self._request_blocks_can_be_freed(request):
+        manager, *others = self.kv_cache_manager.coordinator.single_type_managers
+        if others or type(manager) is not FullAttentionManager or not self._request_blocks_can_be_freed(request):
             keep = 0
         else:
             manager = managers[0]
