@@ -154,6 +154,13 @@ class _Walk:
         """Take blocks and a slot for the request, from the free ones, else from requests behind it."""
         num_slots = 0 if request.holds_slot else 1
         num_blocks = self._blocks_needed(request, num_tokens)
+        if num_blocks <= self._blocks and num_slots <= self._slots:
+            self._blocks -= num_blocks
+            self._slots -= num_slots
+            return True
+        return self._fit_into_less(index, request, num_blocks, num_slots)
+
+    def _fit_into_less(self, index: int, request: LiveRequest, num_blocks: int, num_slots: int) -> bool:
         hit: list[tuple[int, int]] = []
         if num_blocks > self._blocks and not request.holds_slot:
             hit = list(self._hit(request.request_id))
@@ -162,7 +169,7 @@ class _Walk:
             # A block of the hit that somebody holds costs nothing; when its last holder lets go of it, it costs one again.
             return num_blocks - self._ledger.num_held(hit) > self._blocks or num_slots > self._slots
 
-        if missing() and not self._evict_for(index, missing):
+        if missing() and not (request.may_evict and self._evict_for(index, missing)):
             return False
         self._blocks -= num_blocks - self._ledger.num_held(hit)
         self._slots -= num_slots
@@ -248,4 +255,4 @@ class _Walk:
         return self._queue
 
     def _sorted(self, requests: Iterable[LiveRequest]) -> list[LiveRequest]:
-        return sorted(requests, key=lambda request: self._policy.rank(request, self._now))
+        return sorted(requests, key=lambda request: (not request.may_evict, self._policy.rank(request, self._now)))

@@ -3,8 +3,9 @@
 The only module that touches vLLM's scheduler internals. A streaming request is an ordinary ``Request`` that grows: repeated
 engine-core requests of its id carry operations (:mod:`protocol`). It is computed up to its last token but one, so that it never
 samples, until its finish lifts that cap. One with nothing to compute is *idle*: it keeps its blocks, sits in none of vLLM's
-queues, and can be evicted. Nothing here may raise for anything that a front end sends: an exception in
-``Scheduler.add_request`` ends the engine core.
+queues, and can be evicted. Then it has *lapsed* until its next operation: it stays idle, comes back when a step has room for
+it, and nobody is evicted for that, else two such streams would take turns for ever. Nothing here may raise for anything that a
+front end sends: an exception in ``Scheduler.add_request`` ends the engine core.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
 from stream2llm_rag.engine import protocol
@@ -50,6 +51,8 @@ class _Stream:
     """Tokens at the front whose KV came from the prefix cache."""
     was_evicted: bool = False
     """It has no KV since an eviction."""
+    lapsed: bool = False
+    """It was evicted while it had nothing new to compute."""
 
 
 class _StreamingMixin(Scheduler):
@@ -65,15 +68,16 @@ class _StreamingMixin(Scheduler):
         self._clock = time.monotonic
         self._streams: dict[str, _Stream] = {}
         self._idle: dict[str, Request] = {}
+        self._lapsed: dict[str, Request] = {}  # those of the idle ones that have something to compute
         self._num_idle_slots = 0
         self._num_partial = 0
         self._debt = 0
-        self._lapsed: dict[str, Request] = {}  # those of the idle ones that have something to compute
         self._plan: Plan | None = None
         self._feedback = CoreFeedback()
         self._step_started: dict[int, float] = {}
         # The planner makes the same reservation for complete requests; partial ones grow and are admitted chunk by chunk.
         self.scheduler_reserve_full_isl = False
+        self._first_tables = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
         # It also decides what stays free: vLLM would refuse what it grants.
         self.kv_cache_manager.watermark_blocks = 0
 
@@ -82,10 +86,10 @@ class _StreamingMixin(Scheduler):
     def add_request(self, request: Request) -> None:
         """Take a plain request, or one operation of a stream."""
         params = request.sampling_params
+        op, is_forged = None, False
         try:
             op = protocol.decode(params.extra_args if params is not None else None, self._secret)
         except RefusedOpError as refusal:
-        op, is_forged = None, False
             is_forged = True
             logger.debug("refused an operation for %s: %s", request.request_id, refusal)
         counters = self._feedback.counters
@@ -117,14 +121,7 @@ class _StreamingMixin(Scheduler):
         before = stream.request.num_tokens if op.kind is OpKind.APPEND else 0
         return request.prompt_token_ids is not None and before + request.num_prompt_tokens <= self.max_model_len
 
-    def _open(self, request: Request, op: Op | None) -> None:
-        known = self.requests.get(request.request_id)
-        if known is not None and known.streaming_queue is None:
-            self._feedback.counters.num_ops_refused += 1  # vLLM asserts that ids of plain requests are unique
-            return
-        if op is None:
-            super().add_request(request)
-            return
+    def _open(self, request: Request, op: Op) -> None:
         request.resumable = False  # vLLM's own streaming would park it where it cannot be preempted
         partial = op.kind is not OpKind.FINISH
         self._streams[request.request_id] = _Stream(request, partial, request.arrival_time, op.num_remaining)
@@ -138,11 +135,11 @@ class _StreamingMixin(Scheduler):
             self._feedback.record(request.request_id, StepKind.FINAL, 0, self._clock())
 
     def _apply(self, stream: _Stream, op: Op, chunk: Request) -> None:
-        stream.lapsed = False
         request = stream.request
         self._detach(request)
         stream.last_chunk_at = chunk.arrival_time
         stream.num_remaining = op.num_remaining
+        stream.lapsed = False
         before = request.num_tokens
         if op.kind is OpKind.APPEND:
             self._extend(request, chunk.prompt_token_ids)
@@ -197,7 +194,6 @@ class _StreamingMixin(Scheduler):
         if others or type(manager) is not FullAttentionManager or not self._request_blocks_can_be_freed(request):
             keep = 0
         else:
-            manager = managers[0]
             blocks = manager.req_to_blocks[request.request_id]
             num_blocks = -(-keep // manager.block_size)
             if keep % manager.block_size and (
@@ -264,28 +260,39 @@ class _StreamingMixin(Scheduler):
     def _place(self, request: Request) -> None:
         """Put a request that is in no queue where it belongs."""
         stream = self._streams.get(request.request_id)
-        if stream is not None and stream.partial and self._num_pending(request) <= 0:
+        if stream is not None and stream.partial and (self._has_lapsed(request) or self._num_pending(request) <= 0):
             self._inflight_prefills.discard(request)
             self._idle[request.request_id] = request
+            if self._num_pending(request) > 0:
+                self._lapsed[request.request_id] = request
             self._count_idle(request, 1)
         else:
             self._enqueue_waiting_request(request)
+
+    def _has_lapsed(self, request: Request) -> bool:
+        stream = self._streams.get(request.request_id)
+        return stream is not None and stream.lapsed
 
     def _forget_idle(self, request: Request) -> bool:
         """Take the request out of the idle ones, if it is one."""
         if self._idle.pop(request.request_id, None) is None:
             return False
+        self._lapsed.pop(request.request_id, None)
         self._count_idle(request, -1)
         return True
 
     def _count_idle(self, request: Request, sign: int) -> None:
         """Keep the sums over idle requests up to date: each step needs them, and there may be thousands."""
-        groups = self.kv_cache_manager.get_blocks(request.request_id).blocks
         self._num_idle_slots += sign * self._holds_kv_blocks(request)
-        self._feedback.counters.num_idle_blocks += sign * (len(groups[0]) if groups else 0)
+        self._feedback.counters.num_idle_blocks += sign * self._num_blocks(request)
+
+    def _num_blocks(self, request: Request) -> int:
+        """Blocks in the request's table: that of the first KV group, which is the only one but for hybrid models."""
+        return len(self._first_tables.get(request.request_id, ()))
 
     def _evict(self, request: Request, num_kept_blocks: int = 0) -> None:
         """Free all KV of a running, waiting or idle request, or all behind the first ``num_kept_blocks``."""
+        was_idle = request.request_id in self._idle
         self._detach(request)
         before, status = request.num_computed_tokens, request.status
         if num_kept_blocks:
@@ -301,6 +308,7 @@ class _StreamingMixin(Scheduler):
         if stream is not None:
             stream.num_hit = min(stream.num_hit, request.num_computed_tokens)
             stream.was_evicted = request.num_computed_tokens == 0
+            stream.lapsed |= was_idle
             self._feedback.record(request.request_id, StepKind.EVICTED, before - request.num_computed_tokens, self._clock())
         self._feedback.counters.num_evictions += 1
         self._place(request)
@@ -340,8 +348,10 @@ class _StreamingMixin(Scheduler):
     def _everything_fits(self) -> bool:
         """Tell whether all requests can run to their targets in this step, so that nobody need be asked who comes first.
 
-        Takes an upper bound, as this is most steps' whole planning: one block more than the pending tokens fill.
+        In most steps this is the whole planning. Prefix-cache hits are left out: they could only lower the sum.
         """
+        if self._lapsed:
+            return False
         num_tokens = num_blocks = 0
         num_slots = self._num_idle_slots + len(self.running) + len(self.kv_holding_waiting) + len(self.waiting)
         for request in (*self.running, *self.kv_holding_waiting, *self.waiting):
@@ -349,7 +359,8 @@ class _StreamingMixin(Scheduler):
                 return False
             num_pending = self._num_pending(request)
             num_tokens += num_pending
-            num_blocks += (num_pending + self.num_lookahead_tokens) // self.block_size + 1
+            num_slot_tokens = request.num_computed_tokens + num_pending + self.num_lookahead_tokens
+            num_blocks += max(0, -(-num_slot_tokens // self.block_size) - self._num_blocks(request))
         return (
             num_tokens <= self.max_num_scheduled_tokens
             and num_slots <= self.max_num_active_reqs
@@ -370,6 +381,7 @@ class _StreamingMixin(Scheduler):
         active = [self._live(request) for request in (*self.running, *ready)]
         num_slots = sum(request.holds_slot for request in active)
         num_slots += sum(self._holds_kv_blocks(request) for request in blocked) + self._num_idle_slots
+        active += [self._live(request) for request in self._lapsed.values()]
         resources = Resources(
             token_budget=self.max_num_scheduled_tokens,
             blocks=self.kv_cache_manager.block_pool.get_num_free_blocks() - self._debt,
@@ -386,11 +398,10 @@ class _StreamingMixin(Scheduler):
         return plan(active, self._live_idle, resources, self._ranking, time.time(), self._block_table, self._prefix_hit)
 
     def _live_idle(self) -> list[LiveRequest]:
-        return [self._live(request) for request in self._idle.values()]
+        return [self._live(request) for request_id, request in self._idle.items() if request_id not in self._lapsed]
 
     def _live(self, request: Request) -> LiveRequest:
         stream = self._streams.get(request.request_id)
-        groups = self.kv_cache_manager.get_blocks(request.request_id).blocks
         return LiveRequest(
             request_id=request.request_id,
             arrived_at=request.arrival_time,
@@ -398,9 +409,10 @@ class _StreamingMixin(Scheduler):
             partial=stream is not None and stream.partial,
             num_computed=request.num_computed_tokens,
             num_target=request.num_computed_tokens + self._num_pending(request),
-            num_blocks=len(groups[0]) if groups else 0,
+            num_blocks=self._num_blocks(request),
             holds_slot=request.status == RequestStatus.RUNNING or self._holds_kv_blocks(request),
             evictable=self._request_blocks_can_be_freed(request),
+            may_evict=not self._has_lapsed(request),
             num_remaining=stream.num_remaining if stream is not None else None,
         )
 
@@ -421,6 +433,7 @@ class _StreamingMixin(Scheduler):
         self._reset_queues()
         for request in granted:
             if request.status != RequestStatus.RUNNING:
+                self._forget_idle(request)
                 self.kv_holding_waiting.add_request(request)  # drained first, and in this order
         for request in blocked:
             self._enqueue_waiting_request(request)
@@ -435,16 +448,17 @@ class _StreamingMixin(Scheduler):
         left = [*self.kv_holding_waiting, *self.waiting]
         self._reset_queues()
         for request in held:
-            if request.status == RequestStatus.RUNNING:
+            if request.status == RequestStatus.RUNNING and not self._has_lapsed(request):
                 self.running.append(request)
             else:
                 left.append(request)
         for request in [r for r in self.running if r.request_id in self._streams and self._num_pending(r) <= 0]:
             if self._streams[request.request_id].partial:
                 self.running.remove(request)
-                request.status = RequestStatus.WAITING
                 left.append(request)
         for request in left:
+            if request.status == RequestStatus.RUNNING:
+                request.status = RequestStatus.WAITING
             self._place(request)
 
     def _note_hits(self, fresh: Iterable[Request], scheduled: dict[str, int]) -> None:

@@ -16,6 +16,7 @@ class LiveRequest:
 
     Times are seconds of one clock. ``num_target`` is how many tokens may have KV by now: for a partial request all but the last
     (so that it cannot sample), for a complete one all. ``num_blocks`` are those in its block table, whoever shares them.
+    ``may_evict`` says whether others may lose KV for it; one that may not sorts behind all that may, and takes what is free.
     ``num_remaining`` is how many more pieces the retriever expects, where it said so: a hint. A plain request is complete from
     its arrival on, which then is its last chunk too.
     """
@@ -29,6 +30,7 @@ class LiveRequest:
     num_blocks: int = 0
     holds_slot: bool = False
     evictable: bool = True
+    may_evict: bool = True
     num_remaining: int | None = None
 
     @property
