@@ -41,8 +41,8 @@ class DemoEngine(Engine, Protocol):
 class Settings:
     """How each question is answered.
 
-    The crawl has the manners that a site on the web expects: one request at a time, ``delay_s`` seconds apart (0.7 is the median
-    gap between pages in the crawls of the paper on Stream2LLM, arXiv 2604.16395). Each page goes in with at most
+    The crawl has the manners that a site on the web expects: one request at a time, ``delay_s`` seconds apart (0.7 is the
+    median gap between pages in the crawls of the paper on Stream2LLM, arXiv 2604.16395). Each page goes in with at most
     ``max_document_tokens`` tokens, so that no single one makes up the prompt. ``sampling`` should be greedy, or answers differ
     by chance.
     """
