@@ -308,6 +308,8 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
             "computed_tokens": session.stats.computed_tokens,
             "invalidated_tokens": session.stats.invalidated_tokens,
             "last_delta_tokens": last_delta_tokens,
+            "waiting_s": session.stats.waiting_s,
+            "idle_s": session.stats.idle_s,
         }
         self._result = RAGResult(
             question=self._call.question,

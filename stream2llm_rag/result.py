@@ -22,7 +22,7 @@ class RAGResult:
     ``overlap_tokens`` of the ``prompt_tokens`` were computed before the final context and still held then; prefix-cache hits do
     not count. ``last_delta_tokens`` is by how many tokens the last delta that had any changed the prompt.
     ``invalidated_tokens`` lost their KV to a change of the context, ``preemptions`` counts losses to other requests by what was
-    done with the KV.
+    done with the KV. In the engine the request had work but did not run for ``waiting_s``, and had none for ``idle_s``.
 
     ``documents`` are those the model saw, in order; ``left_out`` found no room; ``skipped`` are sources that the retriever
     could not use. ``retrieval_error`` is set when retrieval failed and the answer was made from what had come,
@@ -42,6 +42,8 @@ class RAGResult:
     computed_tokens: int
     invalidated_tokens: int
     last_delta_tokens: int
+    waiting_s: float
+    idle_s: float
     documents: tuple[PlacedDocument, ...]
     left_out: tuple[Document, ...]
     skipped: tuple[RetrievalEvent, ...]

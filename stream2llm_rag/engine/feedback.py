@@ -22,6 +22,8 @@ class StepKind(StrEnum):
     EVICTED = "evicted"
     RESUMED = "resumed"
     INVALIDATED = "invalidated"
+    WAITED = "waited"
+    IDLE = "idle"
     FINAL = "final"
 
 
@@ -30,8 +32,9 @@ class StepRecord:
     """One thing that happened to one stream, with the number of tokens that it is about.
 
     COMPUTED: prefilled by one step. EVICTED, INVALIDATED: those whose KV was lost. RESUMED: those that came back with the
-    stream after an eviction without being computed. FINAL, the arrival of the final context: those with valid KV that this
-    request computed itself, prefix-cache hits left out.
+    stream after an eviction without being computed. WAITED, from ``started_s`` to ``ended_s`` it had work and did not run, and
+    IDLE, it had none: those that have KV at the end of that time, when the record is made. FINAL, the arrival of the final
+    context: those with valid KV that this request computed itself, prefix-cache hits left out.
     """
 
     request_id: str
@@ -43,23 +46,35 @@ class StepRecord:
 
 @dataclass(slots=True)
 class EngineCounters:
-    """Of one engine core. The first six are levels after the last step, the others counts since start.
+    """Of one engine core: first the levels after the last step, then counts since start.
 
-    ``num_used_blocks`` are held by any request, ``num_idle_blocks`` by partial ones with nothing to compute.
+    Partial requests are still open to operations, complete ones are not. Each request is running, waiting (has work that no
+    step took) or idle (has none). ``num_used_blocks`` are held by any request, ``num_idle_blocks`` by idle ones. Evictions are
+    planned, of all KV of a request or of its tail; preemptions are vLLM's own, when a step needs more than was planned. Refused
+    operations are forged, malformed, or too long or too late for their stream; refused grants are those that vLLM did not
+    follow. ``planning_s`` is what ``num_steps`` steps took beyond vLLM's own.
     """
 
     num_partial: int = 0
     num_complete: int = 0
     num_running: int = 0
+    num_waiting: int = 0
     num_idle: int = 0
     num_idle_blocks: int = 0
     num_used_blocks: int = 0
-    num_evictions: int = 0
+    num_whole_evictions: int = 0
+    num_tail_evictions: int = 0
+    num_preemptions: int = 0
     num_ops: int = 0
     num_ops_refused: int = 0
     num_grants_refused: int = 0
     num_steps: int = 0
     planning_s: float = 0.0
+
+    @property
+    def num_evictions(self) -> int:
+        """Planned ones, of either kind."""
+        return self.num_whole_evictions + self.num_tail_evictions
 
 
 @dataclass(slots=True)

@@ -53,6 +53,12 @@ class _Stream:
     """It has no KV since an eviction."""
     lapsed: bool = False
     """It was evicted while it had nothing new to compute."""
+    has_work: bool = True
+    """Else it is idle."""
+    last_step: int = -1
+    """The last step that ran it; before the first, and since the last operation, none."""
+    since: float = 0.0
+    """From then on it has waited, or idled, unless it runs."""
 
 
 class _StreamingMixin(Scheduler):
@@ -75,6 +81,8 @@ class _StreamingMixin(Scheduler):
         self._plan: Plan | None = None
         self._feedback = CoreFeedback()
         self._step_started: dict[int, float] = {}
+        self._last_started = self._clock()
+        self._num_steps_ended = 0
         # The planner makes the same reservation for complete requests; partial ones grow and are admitted chunk by chunk.
         self.scheduler_reserve_full_isl = False
         self._first_tables = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
@@ -124,7 +132,8 @@ class _StreamingMixin(Scheduler):
     def _open(self, request: Request, op: Op) -> None:
         request.resumable = False  # vLLM's own streaming would park it where it cannot be preempted
         partial = op.kind is not OpKind.FINISH
-        self._streams[request.request_id] = _Stream(request, partial, request.arrival_time, op.num_remaining)
+        stream = _Stream(request, partial, request.arrival_time, op.num_remaining, since=self._arrived(request))
+        self._streams[request.request_id] = stream
         self._num_partial += partial
         self._tell_policy(request, op, request.arrival_time)
         super().add_request(request)
@@ -136,6 +145,7 @@ class _StreamingMixin(Scheduler):
 
     def _apply(self, stream: _Stream, op: Op, chunk: Request) -> None:
         request = stream.request
+        self._end_rest(stream, chunk)
         self._detach(request)
         stream.last_chunk_at = chunk.arrival_time
         stream.num_remaining = op.num_remaining
@@ -153,6 +163,22 @@ class _StreamingMixin(Scheduler):
         if op.kind is OpKind.FINISH:
             self._complete(stream, chunk)
         self._place(request)
+
+    def _arrived(self, request: Request) -> float:
+        """When the request came, on our clock: it may have lain in the core's queue since the last step began."""
+        return max(self._last_started, self._clock() - max(0.0, time.time() - request.arrival_time))
+
+    def _end_rest(self, stream: _Stream, chunk: Request) -> None:
+        """The stream has waited, or idled, up to ``chunk``; what comes after is noted apart."""
+        if not stream.request.num_in_flight_tokens:
+            self._note_rest(stream, self._arrived(chunk))
+            stream.last_step = -1
+
+    def _note_rest(self, stream: _Stream, until: float) -> None:
+        if until > stream.since:
+            kind, request = StepKind.WAITED if stream.has_work else StepKind.IDLE, stream.request
+            self._feedback.record(request.request_id, kind, request.num_computed_tokens, stream.since, until)
+            stream.since = until
 
     def _tell_policy(self, request: Request, op: Op, now: float) -> None:
         if op.kind is OpKind.FINISH:
@@ -260,7 +286,10 @@ class _StreamingMixin(Scheduler):
     def _place(self, request: Request) -> None:
         """Put a request that is in no queue where it belongs."""
         stream = self._streams.get(request.request_id)
-        if stream is not None and stream.partial and (self._has_lapsed(request) or self._num_pending(request) <= 0):
+        is_idle = stream is not None and stream.partial and (stream.lapsed or self._num_pending(request) <= 0)
+        if stream is not None:
+            stream.has_work = not is_idle
+        if is_idle:
             self._inflight_prefills.discard(request)
             self._idle[request.request_id] = request
             if self._num_pending(request) > 0:
@@ -295,29 +324,44 @@ class _StreamingMixin(Scheduler):
         was_idle = request.request_id in self._idle
         self._detach(request)
         before, status = request.num_computed_tokens, request.status
+        counters = self._feedback.counters
         if num_kept_blocks:
             self._truncate(request, num_kept_blocks * self.block_size)
+            counters.num_tail_evictions += 1
         else:
             request.status = RequestStatus.RUNNING
-            self._preempt_request(request, time.monotonic())  # asserts RUNNING; puts it into `waiting`
+            super()._preempt_request(request, time.monotonic())  # asserts RUNNING; puts it into `waiting`
             self.waiting.remove_request(request)
+            counters.num_whole_evictions += 1
         # The worker knows the tokens of a running request: PREEMPTED brings it back with its output. Those of another may have
         # changed since the worker saw them: it stays what it was.
         request.status = RequestStatus.PREEMPTED if status == RequestStatus.RUNNING else status
         stream = self._streams.get(request.request_id)
         if stream is not None:
-            stream.num_hit = min(stream.num_hit, request.num_computed_tokens)
-            stream.was_evicted = request.num_computed_tokens == 0
             stream.lapsed |= was_idle
-            self._feedback.record(request.request_id, StepKind.EVICTED, before - request.num_computed_tokens, self._clock())
-        self._feedback.counters.num_evictions += 1
+            self._note_loss(stream, before)
         self._place(request)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Note that vLLM preempts somebody on its own, when a step needs more blocks than were planned."""
+        before = request.num_computed_tokens
+        super()._preempt_request(request, *args, **kwargs)
+        self._feedback.counters.num_preemptions += 1
+        stream = self._streams.get(request.request_id)
+        if stream is not None:
+            self._note_loss(stream, before)
+
+    def _note_loss(self, stream: _Stream, num_before: int) -> None:
+        num_left = stream.request.num_computed_tokens
+        stream.num_hit = min(stream.num_hit, num_left)
+        stream.was_evicted = num_left == 0
+        self._feedback.record(stream.request.request_id, StepKind.EVICTED, num_before - num_left, self._clock())
 
     # ------------------------------------------------------------------ a step
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, evict, and let vLLM schedule what the plan lets run. Without streams this is vLLM's own ``schedule``."""
-        started = self._clock()
+        started = self._last_started = self._clock()
         if not self._streams or self._pause_state != PauseState.UNPAUSED:
             output = super().schedule(*args, **kwargs)
         else:
@@ -507,12 +551,18 @@ class _StreamingMixin(Scheduler):
     # ------------------------------------------------------------------ what goes out
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        """Note what the finished step computed, then let vLLM take the output."""
+        """Note what the finished step computed, and who had waited for it; then let vLLM take the output."""
         ended = self._clock()
         started = self._step_started.pop(id(scheduler_output), ended)
+        self._num_steps_ended += 1
         for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
             stream = self._streams.get(request_id)
-            if stream is not None and (stream.request.num_output_tokens == 0 or num_tokens > 1):  # prefill, not decode
+            if stream is None:
+                continue
+            if stream.last_step != self._num_steps_ended - 1:  # else it ran in the step before, too
+                self._note_rest(stream, started)
+            stream.last_step, stream.since = self._num_steps_ended, ended
+            if stream.request.num_output_tokens == 0 or num_tokens > 1:  # prefill, not decode
                 self._feedback.record(request_id, StepKind.COMPUTED, num_tokens, started, ended)
         return super().update_from_output(scheduler_output, model_runner_output)
 
@@ -529,6 +579,7 @@ class _StreamingMixin(Scheduler):
         counters.num_partial = self._num_partial
         counters.num_complete = len(self.requests) - self._num_partial
         counters.num_running = len(self.running)
+        counters.num_waiting = len(self.kv_holding_waiting) + len(self.waiting)
         counters.num_idle = len(self._idle)
         pool = self.kv_cache_manager.block_pool
         counters.num_used_blocks = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()  # one is the null block

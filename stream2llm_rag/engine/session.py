@@ -40,6 +40,7 @@ class SessionStats:
 
     ``overlap_tokens`` are those of the final prompt that were computed before the final context arrived and were still held
     then; prefix-cache hits do not count. ``computed_tokens`` counts every token computed, those lost and computed again too.
+    ``waiting_s``: it had work, but no step took it; ``idle_s``: all that had come was computed.
     """
 
     computed_tokens: int = 0
@@ -47,6 +48,8 @@ class SessionStats:
     invalidated_tokens: int = 0
     num_evictions: int = 0
     evicted_tokens: int = 0
+    waiting_s: float = 0.0
+    idle_s: float = 0.0
 
     def add(self, record: StepRecord) -> None:
         """Count one record of the core."""
@@ -58,6 +61,10 @@ class SessionStats:
             case StepKind.EVICTED:
                 self.num_evictions += 1
                 self.evicted_tokens += record.num_tokens
+            case StepKind.WAITED:
+                self.waiting_s += record.ended_s - record.started_s
+            case StepKind.IDLE:
+                self.idle_s += record.ended_s - record.started_s
             case StepKind.FINAL:
                 self.overlap_tokens = record.num_tokens
 
