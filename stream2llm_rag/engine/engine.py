@@ -26,6 +26,7 @@ from stream2llm_rag.errors import (
     InvalidInputError,
     LifecycleError,
     MissingExtraError,
+    Stream2LLMError,
 )
 from stream2llm_rag.main_guard import in_spawned_child, missing_main_guard
 
@@ -60,7 +61,8 @@ class Stream2LLMEngine:
 
     Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the
     event loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
-    Raises :class:`EngineStartError` when the engine cannot start.
+    Raises :class:`EngineStartError` when the engine cannot start, :class:`UnsupportedError` when vLLM's version or the model
+    cannot stream.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Stream2LLMEngine:
         except BaseException as error:
             self._state = "closed"
             await self._stop()
-            if isinstance(error, Exception) and not isinstance(error, EngineStartError | ImportError):
+            if isinstance(error, Exception) and not isinstance(error, Stream2LLMError):
                 raise EngineStartError(f"vLLM could not start {self._model!r}: {error}") from error
             raise
         from stream2llm_rag.engine.wire import VllmWire
@@ -200,12 +202,14 @@ class Stream2LLMEngine:
         except ImportError as error:
             raise MissingExtraError("vLLM", "vllm") from error
         from stream2llm_rag.engine.metrics import feedback_logger
+        from stream2llm_rag.engine.support import check_supported
         from stream2llm_rag.engine.surface import check_surface
 
         check_surface()
         args = AsyncEngineArgs(model=self._model, **{"disable_log_stats": True, **self._engine_args})
         with self._settings.in_environment():
             config = args.create_engine_config()
+            check_supported(config)
             config.scheduler_config.scheduler_cls = _SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
             self._llm = AsyncLLM.from_vllm_config(
                 config, stat_loggers=[feedback_logger(self._hub)], disable_log_stats=args.disable_log_stats
