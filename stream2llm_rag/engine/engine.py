@@ -8,7 +8,9 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from stream2llm_rag.engine.wire import VllmWire
 
 logger = logging.getLogger(__name__)
+
+# vLLM kills its core after five seconds by default, while that still waits for its workers; their shared memory then leaks.
+_SHUTDOWN_TIMEOUT_S = 30.0
 
 _SCHEDULERS = {
     False: "stream2llm_rag.engine.scheduler.StreamingScheduler",
@@ -83,6 +88,7 @@ class Stream2LLMEngine:
         self._sessions: set[Session] = set()
         self._state = "not opened yet"
         self._starter = _Starter()
+        self._exports = ExitStack()
         self._llm: AsyncLLM | None = None
         self._wire: VllmWire | None = None
 
@@ -99,9 +105,11 @@ class Stream2LLMEngine:
             if isinstance(error, Exception) and not isinstance(error, Stream2LLMError):
                 raise EngineStartError(f"vLLM could not start {self._model!r}: {error}") from error
             raise
+        from stream2llm_rag.engine.metrics import exported
         from stream2llm_rag.engine.wire import VllmWire
 
         assert self._llm is not None
+        self._exports.enter_context(exported(self._llm.model_config.served_model_name, self._hub))
         self._wire = VllmWire(self._llm, self._settings.secret, self._hub, self._lifeline)
         self._llm._run_output_handler()  # records must flow before the first finish
         self._llm.output_handler.add_done_callback(self._output_ended)
@@ -216,12 +224,13 @@ class Stream2LLMEngine:
             )
 
     async def _stop(self) -> None:
+        self._exports.close()
         llm, self._llm, self._wire = self._llm, None, None
         if llm is not None:
             if llm.output_handler is not None:  # else it takes the orderly end of the core for a crash, and logs it
                 llm.output_handler.cancel()
                 await asyncio.wait([llm.output_handler])
-            await self._starter.run(llm.shutdown)
+            await self._starter.run(partial(llm.shutdown, timeout=_SHUTDOWN_TIMEOUT_S))
         self._starter.close()
 
     def _refuse_unguarded_script(self) -> None:
@@ -284,3 +293,4 @@ class _Starter:
                 future.set_result(function())
             except BaseException as error:
                 future.set_exception(error)
+            del job, function, future  # the thread waits on; what it started must not wait with it to be freed
