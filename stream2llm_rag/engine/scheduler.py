@@ -327,6 +327,7 @@ class _StreamingMixin(Scheduler):
         counters = self._feedback.counters
         if num_kept_blocks:
             self._truncate(request, num_kept_blocks * self.block_size)
+            self._disown_output(request)
             counters.num_tail_evictions += 1
         else:
             request.status = RequestStatus.RUNNING
@@ -341,6 +342,15 @@ class _StreamingMixin(Scheduler):
             stream.lapsed |= was_idle
             self._note_loss(stream, before)
         self._place(request)
+
+    def _disown_output(self, request: Request) -> None:
+        """Let output in flight be delivered when it comes and count for nothing else, as in vLLM's ``_preempt_request``.
+
+        Until then vLLM does not schedule the request again: it would sample the same position twice.
+        """
+        request.drop_stale_output &= request.num_stale_output_tokens > 0
+        request.num_stale_output_tokens = request.num_in_flight_tokens
+        request.num_output_placeholders = 0
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Note that vLLM preempts somebody on its own, when a step needs more blocks than were planned."""
@@ -399,7 +409,7 @@ class _StreamingMixin(Scheduler):
         num_tokens = num_blocks = 0
         num_slots = self._num_idle_slots + len(self.running) + len(self.kv_holding_waiting) + len(self.waiting)
         for request in (*self.running, *self.kv_holding_waiting, *self.waiting):
-            if self._is_blocked_waiting_status(request.status):
+            if self._is_held_back(request):
                 return False
             num_pending = self._num_pending(request)
             num_tokens += num_pending
@@ -417,8 +427,12 @@ class _StreamingMixin(Scheduler):
         ready: list[Request] = []
         for queue in (self.kv_holding_waiting, self.waiting):
             for request in queue:
-                (blocked if self._is_blocked_waiting_status(request.status) else ready).append(request)
+                (blocked if self._is_held_back(request) else ready).append(request)
         return blocked, ready
+
+    def _is_held_back(self, request: Request) -> bool:
+        awaits_output = request.num_stale_output_tokens > 0 and not request.drop_stale_output
+        return request.status != RequestStatus.RUNNING and (awaits_output or self._is_blocked_waiting_status(request.status))
 
     def _make_plan(self) -> Plan:
         blocked, ready = self._split_waiting()
@@ -526,7 +540,8 @@ class _StreamingMixin(Scheduler):
         holders = [r for r in (*self.running, *self._idle.values()) if self._holds_kv_blocks(r)]
         holders = [r for r in holders if self._request_blocks_can_be_freed(r)]
         if holders:
-            self._evict(self._dice.choice(holders))
+            victim = self._dice.choice(holders)
+            self._evict(victim, self._dice.choice([0, self._dice.randrange(self._num_blocks(victim))]))
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Take the planned number of tokens, and of a partial request never the last: vLLM asks for every request here."""
