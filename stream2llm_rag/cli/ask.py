@@ -19,6 +19,7 @@ from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS, AnswerStream, StreamingRAG
 from stream2llm_rag.prompt import DEFAULT_SYSTEM_PROMPT, strip_invisible
 from stream2llm_rag.result import RAGResult
+from stream2llm_rag.retrievers.base import require_question
 from stream2llm_rag.timeline import render_html, timelines_to_json
 from stream2llm_rag.timeline.words import figures
 
@@ -81,7 +82,9 @@ def ask(
     }
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
     engine_args = parse_engine_args(engine_arg)
-    request = Request(question, model, engine_args, crawl, system_prompt, sampling, answer_by_s, not no_stream)
+    request = Request(
+        require_question(question), model, engine_args, crawl, system_prompt, sampling, answer_by_s, not no_stream
+    )
     with quiet_terminal() as terminal:
         result = asyncio.run(_answer(request, terminal))
         _show_sources(result, terminal)

@@ -29,6 +29,7 @@ from stream2llm_rag.demo import (
     choose_model,
 )
 from stream2llm_rag.engine.engine import Stream2LLMEngine
+from stream2llm_rag.retrievers.base import require_question
 from stream2llm_rag.timeline import render_html
 from stream2llm_rag.timeline.text import clean
 from stream2llm_rag.tiny_model import default_cache_dir
@@ -62,7 +63,8 @@ def demo(
     Python's own documentation server is crawled: no internet is needed. Exit code 1 where the two answers are not equal, or a
     control that must differ does not.
     """
-    topics = (replace(TOPICS[0], question=question or TOPICS[0].question), *TOPICS[1:concurrency])
+    first = TOPICS[0] if question is None else replace(TOPICS[0], question=require_question(question))
+    topics = (first, *TOPICS[1:concurrency])
     settings = Settings(max_pages, delay_s, sampling={"temperature": 0, "max_tokens": max_tokens})
     engine_args = parse_engine_args(engine_arg)
     with quiet_terminal() as terminal:
