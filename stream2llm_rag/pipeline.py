@@ -304,7 +304,7 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
             "arrival_to_first_token_s": first_at - self._arrived_at,
             "retrieval_s": final_at - self._arrived_at,
             "prompt_tokens": session.num_tokens,
-            "overlap_tokens": session.stats.overlap_tokens if self._call.streaming else 0,
+            "overlap_tokens": session.stats.overlap_at(final_at) if self._call.streaming else 0,
             "computed_tokens": session.stats.computed_tokens,
             "invalidated_tokens": session.stats.invalidated_tokens,
             "last_delta_tokens": last_delta_tokens,

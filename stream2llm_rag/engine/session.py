@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
@@ -38,9 +38,9 @@ class OutputDelta:
 class SessionStats:
     """What the engine core did for one stream so far.
 
-    ``overlap_tokens`` are those of the final prompt that were computed before the final context arrived and were still held
-    then; prefix-cache hits do not count. ``computed_tokens`` counts every token computed, those lost and computed again too.
-    ``waiting_s``: it had work, but no step took it; ``idle_s``: all that had come was computed.
+    ``overlap_tokens`` are those of the final prompt that had been computed when the core learned that it is final, and were
+    still held then; prefix-cache hits do not count. ``computed_tokens`` counts every token computed, those lost and computed
+    again too. ``waiting_s``: it had work, but no step took it; ``idle_s``: all that had come was computed.
     """
 
     computed_tokens: int = 0
@@ -50,12 +50,25 @@ class SessionStats:
     evicted_tokens: int = 0
     waiting_s: float = 0.0
     idle_s: float = 0.0
+    _steps: list[StepRecord] = field(default_factory=list)
+    _final: StepRecord | None = None
+
+    def overlap_at(self, at: float) -> int:
+        """``overlap_tokens`` without those of steps that ended after ``at``, a time of :func:`time.monotonic`.
+
+        The core learns of a finish only after the step that runs when it is sent, which may compute the last piece.
+        """
+        if self._final is None:
+            return 0
+        late = (s.num_tokens for s in self._steps if s.started_s < self._final.started_s and s.ended_s > at)
+        return max(0, self._final.num_tokens - sum(late))
 
     def add(self, record: StepRecord) -> None:
         """Count one record of the core."""
         match record.kind:
             case StepKind.COMPUTED:
                 self.computed_tokens += record.num_tokens
+                self._steps.append(record)
             case StepKind.INVALIDATED:
                 self.invalidated_tokens += record.num_tokens
             case StepKind.EVICTED:
@@ -67,6 +80,7 @@ class SessionStats:
                 self.idle_s += record.ended_s - record.started_s
             case StepKind.FINAL:
                 self.overlap_tokens = record.num_tokens
+                self._final = record
 
 
 class Wire(Protocol):
