@@ -22,6 +22,7 @@ from stream2llm_rag.prompt.template import DEFAULT_SYSTEM_PROMPT
 from stream2llm_rag.result import RAGResult
 from stream2llm_rag.retrievers.base import StreamingRetriever
 from stream2llm_rag.timeline import Event, EventKind, Recorder, Timeline
+from stream2llm_rag.token_ids import common_prefix
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -276,7 +277,6 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
 
     async def _retrieve(self, take: Callable[[Sequence[ContextDelta]], Any]) -> None:
         deadline = None if self._call.answer_by_s is None else self._arrived_at + self._call.answer_by_s
-        self._recorder.record(EventKind.DELTA, at=self._arrived_at, label="prompt prefix", tokens=len(self._prompt.prefix_ids))
         await self._retrieval.run(self._rag._retriever, self._call.question, deadline, take, self._recorder)
         num_suffix_tokens = len(self._prompt.suffix_ids)
         self._recorder.record(EventKind.FINAL_CONTEXT, at=self._retrieval.ended_at, tokens=num_suffix_tokens)
@@ -422,18 +422,19 @@ class _Feeder:
         self._session = session
         self._limiter = limiter
         self._recorder = recorder
+        self._told = prompt.context_ids
         self.last_delta_tokens = 0
+        recorder.record(EventKind.DELTA, label="prompt prefix", tokens=len(self._told))
 
     async def feed(self, deltas: Sequence[ContextDelta]) -> None:
         for delta in deltas:
-            before = self._prompt.num_prompt_tokens
             change = await anyio.to_thread.run_sync(self._prompt.apply, delta, limiter=self._limiter)
             if change is None:
                 continue
-            grown = self._prompt.num_prompt_tokens - before
-            self.last_delta_tokens = len(change.token_ids) if change.kind == "append" else abs(grown)
+            before, self._told = self._told, self._prompt.context_ids
+            self.last_delta_tokens = len(self._told) - common_prefix(before, self._told)
             title = delta.documents[-1].title or delta.documents[-1].source if delta.documents else ""
-            self._recorder.record(EventKind.DELTA, label=title, tokens=grown)
+            self._recorder.record(EventKind.DELTA, label=title, tokens=len(self._told) - len(before))
             if self._session is not None:
                 send = self._session.append if change.kind == "append" else self._session.update
                 await send(change.token_ids, num_remaining=delta.num_remaining)

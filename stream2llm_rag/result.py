@@ -20,7 +20,7 @@ class RAGResult:
     context was streamed or not.
 
     ``overlap_tokens`` of the ``prompt_tokens`` were computed before the final context and still held then; prefix-cache hits do
-    not count. ``last_delta_tokens`` is by how many tokens the last delta that had any changed the prompt.
+    not count. ``last_delta_tokens`` are those from the first one on that the last delta changed.
     ``invalidated_tokens`` lost their KV to a change of the context, ``preemptions`` counts losses to other requests by what was
     done with the KV. In the engine the request had work but did not run for ``waiting_s``, and had none for ``idle_s``.
 
