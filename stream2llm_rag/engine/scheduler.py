@@ -372,10 +372,13 @@ class _StreamingMixin(Scheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, evict, and let vLLM schedule what the plan lets run. Without streams this is vLLM's own ``schedule``."""
         started = self._last_started = self._clock()
-        if not self._streams or self._pause_state != PauseState.UNPAUSED:
+        if not self._streams:
             output = super().schedule(*args, **kwargs)
-        else:
+        elif self._pause_state == PauseState.UNPAUSED:
             output = self._schedule_streams(*args, **kwargs)
+        else:
+            output = super().schedule(*args, **kwargs)
+            self._collect(())  # whoever waits for the engine to rest waits for streams in `running` too
         self._step_started[id(output)] = started
         return output
 
@@ -620,10 +623,11 @@ class _StreamingMixin(Scheduler):
         return num_unfinished - len(self._idle)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
-        """As in vLLM; with ``reset_running_requests`` idle streams give their KV up too."""
+        """As in vLLM; with ``reset_running_requests`` streams that wait or idle give their KV up too."""
         if reset_running_requests:
-            for request in [r for r in self._idle.values() if self._holds_kv_blocks(r)]:
-                self._evict(request)
+            for request in [r for r in (*self._idle.values(), *self.kv_holding_waiting) if self._holds_kv_blocks(r)]:
+                if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:
+                    self._evict(request)
         return bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
 
 
