@@ -153,17 +153,18 @@ class _Walk:
     def _fit(self, index: int, request: LiveRequest, num_tokens: int) -> bool:
         """Take blocks and a slot for the request, from the free ones, else from requests behind it."""
         num_slots = 0 if request.holds_slot else 1
-        num_blocks = self._blocks_needed(request, num_tokens)
+        starts_behind_hit = request.partial and not request.holds_slot and num_tokens < request.num_pending
+        hit = list(self._hit(request.request_id)) if starts_behind_hit else []
+        num_blocks = self._blocks_needed(request, num_tokens, len(hit))
         if num_blocks <= self._blocks and num_slots <= self._slots:
             self._blocks -= num_blocks
             self._slots -= num_slots
             return True
-        return self._fit_into_less(index, request, num_blocks, num_slots)
-
-    def _fit_into_less(self, index: int, request: LiveRequest, num_blocks: int, num_slots: int) -> bool:
-        hit: list[tuple[int, int]] = []
-        if num_blocks > self._blocks and not request.holds_slot:
+        if not request.holds_slot and not hit:
             hit = list(self._hit(request.request_id))
+        return self._fit_into_less(index, request, num_blocks, num_slots, hit)
+
+    def _fit_into_less(self, index: int, request: LiveRequest, num_blocks: int, num_slots: int, hit: BlockTable) -> bool:
 
         def missing() -> bool:
             # A block of the hit that somebody holds costs nothing; when its last holder lets go of it, it costs one again.
@@ -175,13 +176,15 @@ class _Walk:
         self._slots -= num_slots
         return True
 
-    def _blocks_needed(self, request: LiveRequest, num_tokens: int) -> int:
+    def _blocks_needed(self, request: LiveRequest, num_tokens: int, num_hit_blocks: int) -> int:
         """Count the blocks to add: for a complete request at its admission those of its whole prompt.
 
-        vLLM does the same (``scheduler_reserve_full_isl``): two half-computed prompts that fill the pool evict each other.
+        vLLM does the same (``scheduler_reserve_full_isl``): two half-computed prompts that fill the pool evict each other. A
+        partial one is computed from the end of its prefix-cache hit on.
         """
         whole = not request.partial and not request.holds_slot
-        end = request.num_target if whole else request.num_computed + num_tokens
+        start = request.num_computed + num_hit_blocks * self._resources.block_size
+        end = request.num_target if whole else min(request.num_target, start + num_tokens)
         num_blocks = -(-(end + self._resources.num_lookahead_tokens) // self._resources.block_size)
         return max(0, num_blocks - request.num_blocks)
 

@@ -537,7 +537,8 @@ class _StreamingMixin(Scheduler):
         """Count grants that vLLM did not follow. When it refuses the first of all, free more than the sum says next time."""
         refused = [r for r in made.grants if r not in scheduled and self.requests[r].status != RequestStatus.RUNNING]
         self._feedback.counters.num_grants_refused += len(refused)
-        self._debt = 2 * self._debt + 1 if refused and refused[0] == next(iter(made.grants)) else 0
+        is_first = refused and refused[0] == next(iter(made.grants))
+        self._debt = min(2 * self._debt + 1, self.kv_cache_manager.block_pool.num_gpu_blocks) if is_first else 0
 
     def _evict_somebody(self) -> None:
         holders = [r for r in (*self.running, *self._idle.values()) if self._holds_kv_blocks(r)]
