@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 from stream2llm_rag.cli.options import EngineArgs, HtmlFile, JsonFile, parse_engine_args, write, write_json
 from stream2llm_rag.cli.quiet import quiet_terminal
-from stream2llm_rag.cli.terminal import Pages, Terminal, start_engine
+from stream2llm_rag.cli.terminal import Pages, Terminal, running
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS, AnswerStream, StreamingRAG
 from stream2llm_rag.prompt import DEFAULT_SYSTEM_PROMPT, strip_invisible
@@ -95,10 +94,8 @@ async def _answer(request: Request, terminal: Terminal) -> RAGResult:
     from stream2llm_rag.retrievers.crawler import WebCrawler
 
     crawler = WebCrawler(**request.crawl)  # what is wrong with it shows before an engine starts
-    async with AsyncExitStack() as stack:
-        engine = Stream2LLMEngine(request.model, **request.engine_args)
-        await start_engine(engine, stack, terminal.notes, request.model)
-        await stack.enter_async_context(crawler)
+    engine = Stream2LLMEngine(request.model, **request.engine_args)
+    async with running(engine, terminal.notes, request.model), crawler:
         rag = StreamingRAG(engine, crawler, system_prompt=request.system_prompt, sampling=request.sampling)
         with Pages(terminal.notes, request.crawl["max_pages"]) as pages:
             options: dict[str, Any] = {"streaming": request.streaming, "answer_by_s": request.answer_by_s, "on_event": pages}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from stream2llm_rag.cli.options import EngineArgs, JsonFile, parse_engine_args, write, write_json
 from stream2llm_rag.cli.quiet import quiet_terminal
-from stream2llm_rag.cli.terminal import Pages, Terminal, spinner, start_engine
+from stream2llm_rag.cli.terminal import Pages, Terminal, running, spinner
 from stream2llm_rag.cli.timeline import draw
 from stream2llm_rag.demo import (
     TOPICS,
@@ -84,10 +83,11 @@ async def _measure(
     chosen: ChosenModel, topics: Sequence[Topic], engine_args: Mapping[str, Any], terminal: Terminal
 ) -> tuple[Answers, ...]:
     engine = Stream2LLMEngine(chosen.name, **{**chosen.engine_args, **engine_args})
-    async with AsyncExitStack() as stack:
-        await start_engine(engine, stack, terminal.notes, chosen.label)
-        server = await stack.enter_async_context(DocumentationServer())
-        experiment = await stack.enter_async_context(Experiment(engine, server, topics, chosen.settings))
+    async with (
+        running(engine, terminal.notes, chosen.label),
+        DocumentationServer() as server,
+        Experiment(engine, server, topics, chosen.settings) as experiment,
+    ):
         return await _carry_out(experiment, server, topics, chosen.settings, terminal)
 
 

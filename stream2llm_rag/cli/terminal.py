@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,8 @@ class Terminal:
     notes: Console
 
     def note(self, words: str, style: str = "") -> None:
-        """A line of words of our own or of strangers, on ``notes``."""
-        self.notes.print(Text(clean(words, _MAX_ERROR_CHARACTERS), style), soft_wrap=True)
+        """Words of our own or of strangers, on ``notes``: one line, where no terminal is too narrow for it."""
+        self.notes.print(Text(clean(words, _MAX_ERROR_CHARACTERS), style), soft_wrap=not self.notes.is_terminal)
 
 
 def show_error(console: Console, error: BaseException) -> None:
@@ -54,20 +54,34 @@ def spinner(console: Console, words: str) -> Iterator[Progress]:
 
 def _progress(console: Console, *columns: ProgressColumn) -> Progress:
     """What moves while a command works; nothing at all where no terminal shows it."""
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=False,  # else it shows what others print meanwhile
+        redirect_stderr=False,
+    )
 
 
-async def start_engine(engine: Stream2LLMEngine, stack: AsyncExitStack, console: Console, model: str) -> None:
-    """Open ``engine`` on ``stack`` and show that this takes its time."""
+@asynccontextmanager
+async def running(engine: Stream2LLMEngine, console: Console, model: str) -> AsyncIterator[None]:
+    """Start ``engine``, and end it with the block. Both take their time, and ``console`` shows that."""
     with spinner(console, f"Starting the engine with {clean(model)}") as progress:
-        starting = asyncio.ensure_future(stack.enter_async_context(engine))
+        starting = asyncio.ensure_future(engine.__aenter__())
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
             progress.update(progress.task_ids[0], description="Stopping; the engine has to have started before it can end")
             starting.cancel()
-            await asyncio.wait([starting])
+            await asyncio.gather(starting, return_exceptions=True)
+            await engine.aclose()  # it may have started after all
             raise
+    try:
+        yield
+    finally:
+        with spinner(console, "Ending the engine"):
+            await engine.aclose()
 
 
 class Pages:

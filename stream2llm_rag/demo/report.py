@@ -77,7 +77,7 @@ class Report:
         yield Finding(True, compare_ttft(self.timelines) or "")
         if summary.answers_equal:
             num_tokens = sum(len(each.usual.token_ids) for each in self.answers)
-            yield Finding(True, f"Both ways answer alike, token by token: all {num_tokens} are equal.")
+            yield Finding(True, f"Both ways answer alike, token by token: all {num_tokens} tokens are equal.")
         else:
             yield Finding(False, "The two ways answer differently.")
         if summary.control_differs:

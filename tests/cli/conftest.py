@@ -73,7 +73,7 @@ class OpenedEngine(FakeEngine):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
         assert not self.sessions
 
     async def reset_prefix_cache(self) -> bool:
