@@ -442,7 +442,7 @@ class _StreamingMixin(Scheduler):
         active = [self._live(request) for request in (*self.running, *ready)]
         num_slots = sum(live.holds_slot for live in active)
         num_slots += sum(self._holds_kv_blocks(request) for request in blocked) + self._num_idle_slots
-        active += [self._live(request) for request in self._lapsed.values()]
+        active += [self._live(request) for request in self._lapsed.values() if not self._is_held_back(request)]
         resources = Resources(
             token_budget=self.max_num_scheduled_tokens,
             blocks=self.kv_cache_manager.block_pool.get_num_free_blocks() - self._debt,
