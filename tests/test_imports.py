@@ -27,7 +27,8 @@ LAYERS = (
         "tiny_model",
         "",
     },  # "": what the package itself exports
-    {"cli", "demo"},
+    {"demo"},
+    {"cli"},
 )
 PEERS_THAT_MIX = LAYERS[0]
 LAYER_OF = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
