@@ -7,11 +7,11 @@ FLAVOUR ?= auto
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup test lint types demo clean fuzz
+.PHONY: help setup test test-matrix lint types demo clean fuzz
 CASES ?= 1000
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 setup: ## make .venv ready: pinned packages for this machine, tools, the project itself (a second when nothing changed)
 	@for python in $(CANDIDATES); do \
@@ -22,6 +22,9 @@ setup: ## make .venv ready: pinned packages for this machine, tools, the project
 
 test: lint types ## lint, types, and all tests; those on the real engine take minutes
 	$(BIN)/python -m pytest
+
+test-matrix: setup ## the engine's tests on every supported vLLM; of one without a build for this machine the source is checked
+	$(BIN)/python scripts/test_matrix.py
 
 lint: setup ## ruff: rules and formatting
 	$(BIN)/ruff check
@@ -37,5 +40,5 @@ demo: setup ## answer a question over a live crawl, then compare with the usual 
 	$(BIN)/stream2llm demo
 
 clean: ## remove .venv and everything else that the targets made
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

