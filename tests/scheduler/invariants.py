@@ -1,0 +1,109 @@
+"""What must hold between any two operations and steps, whatever the policy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.request import Request, RequestStatus
+
+from .store import KvStore, Violation, as_block_hash, digests
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+
+@dataclass(slots=True)
+class Sent:
+    """The books on one request: what was sent, what it must answer, what it answered so far."""
+
+    tokens: list[int]
+    partial: bool
+    params: SamplingParams | None = None
+    expected: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def known(self) -> list[int]:
+        return self.tokens + self.answer
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise Violation(message)
+
+
+def idle_of(scheduler: Any) -> Mapping[str, Request]:
+    return getattr(scheduler, "_idle", {})  # stock vLLM has none
+
+
+def check_queues(scheduler: Any, sent: Mapping[str, Sent]) -> None:
+    """Each live request is in one queue, and the counts that the engine core goes by tell of them."""
+    require(scheduler.requests.keys() == sent.keys(), f"it has {set(scheduler.requests)}, sent were {set(sent)}")
+    places = (scheduler.running, scheduler.waiting, scheduler.kv_holding_waiting, idle_of(scheduler).values())
+    times = Counter(request.request_id for place in places for request in place)
+    require(times == Counter(sent.keys()), f"requests by the number of queues they are in: {dict(times)}, live: {set(sent)}")
+    for request in scheduler.requests.values():
+        is_running = any(request is r for r in scheduler.running)
+        require(is_running == (request.status == RequestStatus.RUNNING), f"{request.request_id} is {request.status}")
+    require(sum(scheduler.get_request_counts()) == len(sent), f"{scheduler.get_request_counts()} counts not {len(sent)}")
+    if scheduler.pause_state == PauseState.UNPAUSED:
+        lapsed = getattr(scheduler, "_lapsed", {})
+        runnable = [
+            i for i, one in sent.items() if not one.partial or (_has_pending(scheduler.requests[i]) and i not in lapsed)
+        ]
+        num_unfinished = scheduler.get_num_unfinished_requests()
+        require(num_unfinished == len(runnable), f"{num_unfinished} unfinished, but a step could advance {runnable}")
+
+
+def check_books(scheduler: Any, sent: Mapping[str, Sent], block_size: int) -> None:
+    """Each request has the tokens that were sent for it, and what belongs to them."""
+    for request_id, one in sent.items():
+        request = scheduler.requests[request_id]
+        require(list(request.all_token_ids) == one.known, f"{request_id} has other tokens than were sent")
+        require(request.prompt_token_ids == one.tokens, f"{request_id} has another prompt than was sent")
+        require(request.num_prompt_tokens == len(one.tokens), f"{request_id} miscounts its prompt")
+        if request._block_hasher is not None:
+            ends = digests(one.known)[block_size - 1 :: block_size]
+            require(request.block_hashes == [as_block_hash(d) for d in ends], f"{request_id} has stale block hashes")
+        if one.partial:
+            require(request.num_computed_tokens < len(one.tokens), f"{request_id} is partial and wholly computed")
+
+
+def check_pool(scheduler: Any, written_in_flight: Iterable[int]) -> None:
+    """Free and used blocks are all blocks; each is counted once for every table that holds it."""
+    pool = scheduler.kv_cache_manager.block_pool
+    manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+    holders = Counter(block.block_id for table in manager.req_to_blocks.values() for block in table)
+    holders.update(block.block_id for _, blocks in scheduler.deferred_frees for block in blocks)
+    free = Counter(block.block_id for block in pool.free_block_queue.get_all_free_blocks())
+    require(free.total() == pool.get_num_free_blocks(), "the free list's length is not its count")
+    for block in pool.blocks:
+        if not block.is_null:
+            require(block.ref_cnt == holders[block.block_id], f"{block} is in {holders[block.block_id]} tables")
+            require(free[block.block_id] == (block.ref_cnt == 0), f"{block} is {free[block.block_id]} times in the free list")
+    for block_id in written_in_flight:
+        require(free[block_id] == 0, f"block {block_id} is free while a step that writes it is in flight")
+
+
+def check_kv(scheduler: Any, sent: Mapping[str, Sent], store: KvStore) -> None:
+    """What counts as computed is in the cache; hashes tell the truth; nobody holds blocks for nothing."""
+    manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+    stray = {request_id for request_id, table in manager.req_to_blocks.items() if table} - sent.keys()
+    require(not stray, f"{stray} are gone but hold blocks")
+    for request_id, one in sent.items():
+        request, table = scheduler.requests[request_id], manager.req_to_blocks.get(request_id, ())
+        require(request.num_computed_tokens > 0 or not table, f"{request_id} holds blocks with nothing computed in them")
+        store.check(request_id, digests(one.known[: request.num_computed_tokens]), [b.block_id for b in table], "holds")
+    for block in scheduler.kv_cache_manager.block_pool.blocks:
+        if block.block_hash is not None:
+            store.check_hashed(block.block_id, block.block_hash)
+
+
+def _must_run(scheduler: Any, request_id: str) -> bool:
+    """Tell whether a partial request has something to compute, and may ask for room to do it."""
+    request = scheduler.requests[request_id]
+    return bool(request.num_computed_tokens < request.num_tokens - 1) and request_id not in scheduler._lapsed

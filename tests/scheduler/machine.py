@@ -1,0 +1,204 @@
+"""The engine core without a model, in process: the real scheduler, a stand-in worker, and the pipeline between them.
+
+It keeps books of its own, from what was sent alone: which requests live, with which tokens, and what each must answer. After
+every operation and every step it compares them with what the scheduler and the KV cache hold (:mod:`invariants`).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from vllm import SamplingParams
+from vllm.v1.request import Request, RequestStatus
+
+from stream2llm_rag.engine import protocol
+from stream2llm_rag.engine import scheduler as scheduler_module
+from stream2llm_rag.engine.protocol import Op, OpKind
+
+from .building import SECRET, Setup, make_scheduler
+from .invariants import Sent, check_books, check_kv, check_pool, check_queues, require
+from .store import EMPTY_PREFIX, KvStore, block_hasher, extended
+from .workers import V1Worker, V2Worker, Worker, sample
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.interface import PauseState
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    output: SchedulerOutput
+    result: ModelRunnerOutput
+    written_blocks: frozenset[int]
+
+
+class Machine:
+    """Takes operations as a front end sends them, and steps as ``EngineCore.step_with_batch_queue`` does."""
+
+    def __init__(self, setup: Setup, *, seed: int = 0) -> None:
+        self.setup = setup
+        self.scheduler: Any = make_scheduler(setup, random.Random(seed))
+        self.sent: dict[str, Sent] = {}
+        self.num_answered = 0
+        self._now = 1.0
+        self._store = KvStore(setup.num_blocks, setup.block_size)
+        self._worker = _make_worker(setup, self._store)
+        self._hasher = block_hasher(setup.block_size) if setup.prefix_caching else None
+        self._in_flight: deque[_Step] = deque()
+
+    # ------------------------------------------------------------------ what a front end sends
+
+    def open(self, request_id: str, tokens: Sequence[int]) -> None:
+        self.sent[request_id] = Sent(list(tokens), partial=True)
+        self._send(request_id, tokens, Op(OpKind.APPEND, opens=True))
+
+    def append(self, request_id: str, tokens: Sequence[int]) -> None:
+        self.sent[request_id].tokens += tokens
+        self._send(request_id, tokens, Op(OpKind.APPEND))
+
+    def update(self, request_id: str, tokens: Sequence[int]) -> None:
+        self.sent[request_id].tokens = list(tokens)
+        self._send(request_id, tokens, Op(OpKind.UPDATE))
+
+    def finish(self, request_id: str, tokens: Sequence[int], params: SamplingParams) -> None:
+        """Finish with the whole final prompt; an id that is not there is opened and finished in one."""
+        opens = request_id not in self.sent
+        self._expect(request_id, tokens, params)
+        self._send(request_id, tokens, Op(OpKind.FINISH, opens=opens), params)
+
+    def plain(self, request_id: str, tokens: Sequence[int], params: SamplingParams) -> None:
+        self._expect(request_id, tokens, params)
+        self._add(request_id, tokens, params)
+
+    def abort(self, request_id: str) -> None:
+        self._abort(request_id)
+        self.check()
+
+    def stray(self, request_id: str, tokens: Sequence[int], op: Op | None = None, **extra_args: Any) -> None:
+        """Send what must change nothing: an operation of a stream that takes none, or what a stranger forged."""
+        params = SamplingParams(max_tokens=3)
+        params.extra_args = extra_args if op is None else protocol.encode(op, SECRET)
+        self._add(request_id, tokens, params)
+
+    def reset_prefix_cache(self, *, running_too: bool) -> None:
+        self.scheduler.reset_prefix_cache(reset_running_requests=running_too)
+        self.check()
+
+    def pause(self, state: PauseState) -> None:
+        """Pause, or go on with ``UNPAUSED``: what vLLM's pause and sleep calls do."""
+        self.scheduler.set_pause_state(state)
+        self.check()
+
+    def _send(self, request_id: str, tokens: Sequence[int], op: Op, params: SamplingParams | None = None) -> None:
+        params = SamplingParams(max_tokens=1) if params is None else params.clone()
+        params.extra_args = protocol.encode(op, SECRET)
+        self._add(request_id, tokens, params)
+
+    def _add(self, request_id: str, tokens: Sequence[int], params: SamplingParams) -> None:
+        self._now += 0.25
+        request = Request(request_id, list(tokens), params, None, arrival_time=self._now, block_hasher=self._hasher)
+        with self._stopped_clock():
+            self.scheduler.add_request(request)
+        self.check()
+
+    def _expect(self, request_id: str, tokens: Sequence[int], params: SamplingParams) -> None:
+        expected = answer_of(tokens, params, self.setup.max_model_len)
+        self.sent[request_id] = Sent(list(tokens), partial=False, params=params, expected=expected)
+
+    def _abort(self, request_id: str) -> None:
+        self.sent.pop(request_id, None)
+        self.scheduler.finish_requests([request_id], RequestStatus.FINISHED_ABORTED)
+
+    # ------------------------------------------------------------------ what the core does
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.has_requests() or self._in_flight)
+
+    def step(self, abort: str | None = None) -> int:
+        """One turn of the busy loop: fill the pipeline, or take the output of its oldest step.
+
+        ``abort`` comes while that step runs, as ``_process_aborts_queue`` lets it. Returns the number of tokens scheduled.
+        """
+        self._now += 1.0
+        num_tokens = 0
+        if self.scheduler.has_requests():
+            num_tokens = self._dispatch()
+            if len(self._in_flight) < self.setup.depth and (num_tokens or self.scheduler.has_requests()):
+                return num_tokens
+        if self._in_flight:
+            if abort is not None:
+                self._abort(abort)
+            self._take_output()
+        return num_tokens
+
+    def _dispatch(self) -> int:
+        with self._stopped_clock():
+            output = self.scheduler.schedule()
+        result = self._worker.execute(output)
+        for request_id, tokens in zip(result.req_ids, result.sampled_token_ids, strict=True):
+            require(not (tokens and self.sent[request_id].partial), f"{request_id} is partial and sampled")
+        tables = (self.scheduler.kv_cache_manager.get_block_ids(request_id)[0] for request_id in result.req_ids)
+        written = frozenset(block for table in tables for block in table) if self.setup.defer_frees else frozenset()
+        self._in_flight.append(_Step(output, result, written))
+        self.check()
+        return int(output.total_num_scheduled_tokens)
+
+    def _take_output(self) -> None:
+        step = self._in_flight.popleft()
+        with self._stopped_clock():
+            outputs = self.scheduler.update_from_output(step.output, step.result)
+        for one in (one for core_outputs in outputs.values() for one in core_outputs.outputs):
+            self._deliver(one.request_id, one.new_token_ids, one.finish_reason is not None)
+        self.check()
+
+    def _deliver(self, request_id: str, token_ids: list[int], finished: bool) -> None:
+        require(request_id in self.sent, f"{request_id} answers after its abort")
+        one = self.sent[request_id]
+        one.answer += token_ids
+        expected = one.expected if finished else one.expected[: len(one.answer)]
+        require(one.answer == expected, f"{request_id} answered {one.answer}, expected {expected}")
+        if finished:
+            del self.sent[request_id]
+            self.num_answered += 1
+
+    def check(self) -> None:
+        """Raise :class:`Violation` unless scheduler, pool and KV cache agree with the books."""
+        written = {block for step in self._in_flight for block in step.written_blocks}
+        check_queues(self.scheduler, self.sent)
+        check_books(self.scheduler, self.sent, self.setup.block_size)
+        check_pool(self.scheduler, written)
+        check_kv(self.scheduler, self.sent, self._store)
+
+    def _stopped_clock(self) -> AbstractContextManager[Any]:
+        clock = SimpleNamespace(time=lambda: self._now, monotonic=lambda: self._now, perf_counter=time.perf_counter)
+        return mock.patch.object(scheduler_module, "time", clock)
+
+
+def answer_of(tokens: Sequence[int], params: SamplingParams, max_model_len: int) -> list[int]:
+    """The answer to a prompt, computed from its tokens alone."""
+    prefix = EMPTY_PREFIX
+    for token in tokens:
+        prefix = extended(prefix, token)
+    answer: list[int] = []
+    while len(answer) < params.max_tokens and len(tokens) + len(answer) < max_model_len:
+        answer.append(sample(prefix, params, len(answer)))
+        prefix = extended(prefix, answer[-1])
+        if answer[-1] in (params.stop_token_ids or ()):
+            break
+    return answer
+
+
+def _make_worker(setup: Setup, store: KvStore) -> Worker:
+    if setup.v2_runner:
+        return V2Worker(store, setup.max_num_seqs)
+    return V1Worker(store, setup.max_num_seqs, asynchronous=setup.depth > 1)
