@@ -56,7 +56,7 @@ class _Stream:
     has_work: bool = True
     """Else it is idle."""
     last_step: int = -1
-    """The last step that ran it; before the first, and since the last operation, none."""
+    """The last step that ran it; before the first, and since the last operation or loss of KV, none."""
     since: float = 0.0
     """From then on it has waited, or idled, unless it runs."""
 
@@ -125,9 +125,9 @@ class _StreamingMixin(Scheduler):
         return True
 
     def _fits_model(self, stream: _Stream, op: Op, request: Request) -> bool:
-        """Lengths are checked by vLLM for each request, not for their sum."""
+        """Lengths are checked by vLLM for each request, not for their sum; an answer needs room for a token."""
         before = stream.request.num_tokens if op.kind is OpKind.APPEND else 0
-        return request.prompt_token_ids is not None and before + request.num_prompt_tokens <= self.max_model_len
+        return request.prompt_token_ids is not None and before + request.num_prompt_tokens < self.max_model_len
 
     def _open(self, request: Request, op: Op) -> None:
         request.resumable = False  # vLLM's own streaming would park it where it cannot be preempted
@@ -287,7 +287,7 @@ class _StreamingMixin(Scheduler):
         """Put a request that is in no queue where it belongs."""
         stream = self._streams.get(request.request_id)
         is_idle = stream is not None and stream.partial and (stream.lapsed or self._num_pending(request) <= 0)
-        if stream is not None:
+        if stream is not None and not request.num_in_flight_tokens:  # else it had work, and its step is still to be noted
             stream.has_work = not is_idle
         if is_idle:
             self._inflight_prefills.discard(request)
@@ -365,6 +365,7 @@ class _StreamingMixin(Scheduler):
         num_left = stream.request.num_computed_tokens
         stream.num_hit = min(stream.num_hit, num_left)
         stream.was_evicted = num_left == 0
+        stream.last_step = -1
         self._feedback.record(stream.request.request_id, StepKind.EVICTED, num_before - num_left, self._clock())
 
     # ------------------------------------------------------------------ a step
@@ -580,7 +581,7 @@ class _StreamingMixin(Scheduler):
                 continue
             if stream.last_step != self._num_steps_ended - 1:  # else it ran in the step before, too
                 self._note_rest(stream, started)
-            stream.last_step, stream.since = self._num_steps_ended, ended
+            stream.last_step, stream.since, stream.has_work = self._num_steps_ended, ended, request_id not in self._idle
             if stream.request.num_output_tokens == 0 or num_tokens > 1:  # prefill, not decode
                 self._feedback.record(request_id, StepKind.COMPUTED, num_tokens, started, ended)
         return super().update_from_output(scheduler_output, model_runner_output)
