@@ -16,7 +16,14 @@ from stream2llm_rag import Append, ContextDelta, Document, StreamingRAG
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.engine.protocol import Op, OpKind, encode
 from stream2llm_rag.engine.session import Session
-from stream2llm_rag.errors import EngineDied, EngineStartError, InvalidInputError, PromptTooLongError, UnsupportedError
+from stream2llm_rag.errors import (
+    EngineDied,
+    EngineStartError,
+    InvalidInputError,
+    LifecycleError,
+    PromptTooLongError,
+    UnsupportedError,
+)
 
 from .cases import COMMON, GREEDY, TIGHT, Reference, collect
 from .conftest import computed, quiet
@@ -68,6 +75,27 @@ class TestAProcessOfTheEngineIsKilled:
         _, alive = psutil.wait_procs(processes, timeout=30)
         assert not alive
         assert engine.stats().num_sessions == 0
+
+
+async def test_closing_an_engine_ends_all_that_waits_on_it(model_path: Path) -> None:
+    async with Stream2LLMEngine(model_path, max_model_len=1024, **COMMON) as engine:
+        ends: dict[str, Exception] = {}
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as streams:
+                partial = await engine.open([5] * 100)
+                plain = engine.generate([9] * 100, LONG)
+                await anext(plain)
+                waits: dict[str, Callable[[], Awaitable[object]]] = {
+                    "retrieving": lambda: StreamingRAG(engine, Stalls()).answer("How?"),
+                    "partial": lambda: wait(partial),
+                    "plain": lambda: collect(plain),
+                }
+                for name, stream in waits.items():
+                    streams.start_soon(note_end, stream, name, ends)
+                while engine.stats().num_sessions < 2:
+                    await anyio.lowlevel.checkpoint()
+                await engine.aclose()
+    assert {name: type(end) for name, end in ends.items()} == dict.fromkeys(waits, LifecycleError)
 
 
 def vllm_processes() -> set[psutil.Process]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
 
@@ -98,6 +98,7 @@ def test_one_that_was_evicted_while_it_ran_waits() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
+@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_rests_of_a_request_never_overlap_each_other_or_its_steps(depth: int, seed: int) -> None:
     dice = random.Random(seed)
