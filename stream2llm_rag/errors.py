@@ -10,7 +10,7 @@
     └── EngineError                         the engine could not do what was asked
         ├── EngineStartError                it did not start
         ├── UnsupportedError                vLLM, or we on it, do not support this
-        ├── CapacityError                   a limit on streams or on held KV is reached: try again later
+        ├── CapacityError                   a limit on open streams is reached: try again later
         └── EngineDied                      a process of the engine is gone; open a new engine
 
 Errors of libraries underneath are translated where they enter and stay reachable as ``__cause__``. A message says what came,
@@ -73,7 +73,7 @@ class UnsupportedError(EngineError):
 
 
 class CapacityError(EngineError):
-    """A limit on open streams or on KV held by partial requests is reached. Trying again later can succeed."""
+    """A limit on open streams is reached. Trying again later can succeed."""
 
 
 class EngineDied(EngineError):  # noqa: N818 - says what happened, which no *Error says as well

@@ -15,9 +15,12 @@ from types import FrameType
 
 def missing_main_guard() -> str | None:
     """Name the main script if it is running its top level right now without a guard; None when all is well."""
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    main = sys.modules.get("__main__")
+    script, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if script is None or not _top_level_is_running():
         return None
+    if spec is not None and spec.name.split(".")[-1] == "__main__":
+        return None  # `python -m package`: spawn does not import it again (multiprocessing/spawn.py, _fixup_main_from_name)
     try:
         tree = ast.parse(Path(script).read_bytes())
     except (OSError, SyntaxError, ValueError):

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# One KV group, also for models that mix sliding windows with full attention: several would draw on one pool, each with a
+# table of its own, and truncation is safe in full attention alone.
+_DEFAULT_ENGINE_ARGS = {"disable_log_stats": True, "disable_hybrid_kv_cache_manager": True}
+
 # vLLM kills its core after five seconds by default, while that still waits for its workers; their shared memory then leaks.
 _SHUTDOWN_TIMEOUT_S = 30.0
 
@@ -99,12 +103,19 @@ class Stream2LLMEngine:
         self._state = "starting"
         try:
             await self._starter.run(self._start)
+            self._connect()
         except BaseException as error:
             self._state = "closed"
-            await self._stop()
+            with anyio.CancelScope(shield=True):
+                await self._stop()
             if isinstance(error, Exception) and not isinstance(error, Stream2LLMError):
                 raise EngineStartError(f"vLLM could not start {self._model!r}: {error}") from error
             raise
+        self._state = "open"
+        return self
+
+    def _connect(self) -> None:
+        """Join front end and core: records and outputs flow from here on."""
         from stream2llm_rag.engine.metrics import exported
         from stream2llm_rag.engine.wire import VllmWire
 
@@ -113,8 +124,6 @@ class Stream2LLMEngine:
         self._wire = VllmWire(self._llm, self._settings.secret, self._hub, self._lifeline)
         self._llm._run_output_handler()  # records must flow before the first finish
         self._llm.output_handler.add_done_callback(self._output_ended)
-        self._state = "open"
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -214,7 +223,7 @@ class Stream2LLMEngine:
         from stream2llm_rag.engine.surface import check_surface
 
         check_surface()
-        args = AsyncEngineArgs(model=self._model, **{"disable_log_stats": True, **self._engine_args})
+        args = AsyncEngineArgs(model=self._model, **{**_DEFAULT_ENGINE_ARGS, **self._engine_args})
         with self._settings.in_environment():
             config = args.create_engine_config()
             check_supported(config)
@@ -272,7 +281,8 @@ class _Starter:
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            await asyncio.wait([waiting])
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([waiting])
             raise
 
     def close(self) -> None:

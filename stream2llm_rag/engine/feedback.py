@@ -7,10 +7,13 @@ again before vLLM's own loggers see it. Times are CLOCK_MONOTONIC, which all pro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 STATS_KEY = "stream2llm"
 
@@ -118,5 +121,10 @@ class FeedbackHub:
         self.counters[engine_index] = EngineCounters(**payload["counters"])
         for request_id, kind, started_s, ended_s, num_tokens in payload["records"]:
             listener = self._listeners.get(request_id)
-            if listener is not None:
+            if listener is None:
+                continue
+            try:
                 listener(StepRecord(request_id, StepKind(kind), started_s, ended_s, num_tokens))
+            except Exception:  # this runs inside vLLM's output handler, whose end is the end of every stream
+                logger.exception("a listener for %s failed; it is not called again", request_id)
+                self.forget(request_id)

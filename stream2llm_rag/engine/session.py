@@ -136,6 +136,7 @@ class Session:
         self._on_record = on_record
         self._tokens: list[int] = []
         self._opened = False
+        self._submitted = False
         self._state = "open"
         self._turn = anyio.Lock()
 
@@ -157,7 +158,7 @@ class Session:
         try:
             await self.append(prefix)
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.abort()
             raise
         return self
 
@@ -193,21 +194,24 @@ class Session:
             tokens = self._tokens + self._checked(suffix, len(self._tokens))
             if not tokens:
                 raise InvalidInputError("finish() came before any token. Append context, or pass the prompt as the suffix.")
+            self._submitted = True  # from here on vLLM's output processor may know of it, also when the next line is cancelled
             outputs = await self._wire.submit(self, tokens, sampling or {}, not self._opened, time.time())
-            self._tokens, self._state = tokens, "finished"
+            self._tokens = tokens
+            if self._state == "open":
+                self._state = "finished"
             return outputs
 
     async def abort(self) -> None:
-        """Drop the request and free what it holds. Calling it again does nothing."""
+        """Drop the request and free what it holds, also when cancelled meanwhile. Calling it again does nothing."""
         if self._state == "aborted":
             return
-        submitted = self._state == "finished"
         self._state = "aborted"
-        try:
-            async with self._turn:  # behind an operation that is being sent, which would else arrive after the abort
-                await self._wire.drop(self, submitted)
-        finally:
-            self._on_close(self)
+        with anyio.CancelScope(shield=True):
+            try:
+                async with self._turn:  # behind an operation that is being sent, which would else arrive after the abort
+                    await self._wire.drop(self, self._submitted)
+            finally:
+                self._on_close(self)
 
     def take_record(self, record: StepRecord) -> None:
         """Take one record of the engine core."""
@@ -221,8 +225,7 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True):
-            await self.abort()
+        await self.abort()
 
     async def _send(self, kind: OpKind, token_ids: list[int], whole: list[int], num_remaining: int | None) -> None:
         op = Op(kind, opens=not self._opened, num_remaining=num_remaining)

@@ -30,4 +30,8 @@ def _reason_against(config: VllmConfig) -> str | None:
         )
     if config.speculative_config is not None:
         return "speculative decoding is not supported. Leave out speculative_config= and the spec_... arguments."
+    if config.kv_transfer_config is not None:
+        return "KV connectors are not supported. Leave out kv_transfer_config=."
+    if config.parallel_config.data_parallel_backend == "ray":
+        return "its engine cores would not get the settings of this process. Leave out data_parallel_backend=, or pass 'mp'."
     return None

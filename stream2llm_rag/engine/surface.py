@@ -107,11 +107,12 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.v1.metrics.stats", "SchedulerStats"): "kv_connector_stats",
     ("vllm.v1.engine", "EngineCoreRequest"): "arrival_time external_req_id prompt_token_ids request_id sampling_params",
     ("vllm.v1.engine.async_llm", "AsyncLLM"): "engine_core errored input_processor model_config output_handler",
-    ("vllm.config", "VllmConfig"): "model_config scheduler_config speculative_config",
+    ("vllm.config", "VllmConfig"): "kv_transfer_config model_config parallel_config scheduler_config speculative_config",
     ("vllm.config", "ModelConfig"): (
         "is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name"
     ),
     ("vllm.config", "SchedulerConfig"): "async_scheduling scheduler_cls",
+    ("vllm.config", "ParallelConfig"): "data_parallel_backend",
     ("vllm.sampling_params", "SamplingParams"): "extra_args sampling_type",
     ("vllm.sampling_params", "SamplingType"): "RANDOM_SEED",
 }

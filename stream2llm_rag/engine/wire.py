@@ -76,14 +76,14 @@ class VllmWire:
         return self._outputs(collector)
 
     async def drop(self, session: Session, submitted: bool) -> None:
-        """Abort: in the core alone before the finish, through the output processor after it."""
+        """Abort: in the core, and once it may have been submitted in the output processor too."""
         core_id = session.request_id
         self._hub.forget(core_id)
         template = self._templates.pop(session.request_id, None)
         with suppress(EngineDied, LifecycleError), self._alive():  # of an engine that is gone nothing is left to free
             if submitted:
                 await self._llm.abort(core_id, internal=True)
-            elif template is not None:
+            if template is not None:  # the core may know it though the output processor does not
                 await self._llm.engine_core.abort_requests_async([core_id])
 
     async def generate(

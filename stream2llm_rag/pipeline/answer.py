@@ -180,6 +180,8 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
         except Exception as error:
             self._error = error
         finally:
+            if self._result is None and self._error is None:
+                self._error = LifecycleError("the answer was cancelled before its end.")
             self._moved.set()
 
     async def _run_streaming(self) -> None:
@@ -204,7 +206,8 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
 
     async def _retrieve(self, take: Callable[[Sequence[ContextDelta]], Any]) -> None:
         deadline = None if self._call.answer_by_s is None else self._arrived_at + self._call.answer_by_s
-        await self._retrieval.run(self._means.retriever, self._call.question, deadline, take, self._recorder)
+        assert self._tasks is not None
+        await self._retrieval.run(self._means.retriever, self._call.question, deadline, take, self._recorder, self._tasks)
         num_suffix_tokens = len(self._prompt.suffix_ids)
         self._recorder.record(EventKind.FINAL_CONTEXT, at=self._retrieval.ended_at, tokens=num_suffix_tokens)
         error = self._retrieval.error

@@ -31,15 +31,25 @@ class Feeder:
         recorder.record(EventKind.DELTA, label="prompt prefix", tokens=len(self._told))
 
     async def feed(self, deltas: Sequence[ContextDelta]) -> None:
-        """Take deltas in, in order."""
+        """Take deltas in, in order; the session is told once what all of them come to."""
+        unsent: list[int] = []
+        is_update = False
         for delta in deltas:
             change = await anyio.to_thread.run_sync(self._prompt.apply, delta, limiter=self._limiter)
             if change is None:
                 continue
-            before, self._told = self._told, self._prompt.context_ids
-            self.last_delta_tokens = len(self._told) - common_prefix(before, self._told)
-            title = delta.documents[-1].title or delta.documents[-1].source if delta.documents else ""
-            self._recorder.record(EventKind.DELTA, label=title, tokens=len(self._told) - len(before))
-            if self._session is not None:
-                send = self._session.append if change.kind == "append" else self._session.update
-                await send(change.token_ids, num_remaining=delta.num_remaining)
+            self._note(delta)
+            is_update |= change.kind == "update"
+            unsent += change.token_ids
+        if self._session is not None and unsent:
+            num_remaining = deltas[-1].num_remaining
+            if is_update:
+                await self._session.update(self._told, num_remaining=num_remaining)
+            else:
+                await self._session.append(unsent, num_remaining=num_remaining)
+
+    def _note(self, delta: ContextDelta) -> None:
+        before, self._told = self._told, self._prompt.context_ids
+        self.last_delta_tokens = len(self._told) - common_prefix(before, self._told)
+        title = delta.documents[-1].title or delta.documents[-1].source if delta.documents else ""
+        self._recorder.record(EventKind.DELTA, label=title, tokens=len(self._told) - len(before))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,10 @@ from stream2llm_rag.retrievers.base import StreamingRetriever
 from stream2llm_rag.timeline import EventKind, Recorder
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+logger = logging.getLogger(__name__)
 
 _MAX_WAITING_DELTAS = 64
 _CLOSE_TIMEOUT_S = 10.0
@@ -28,11 +34,11 @@ class Retrieval:
         self.error: RetrievalError | None = None
         self.ended_at = 0.0
         self.was_cut_short = False
-        self._scope = anyio.CancelScope()
+        self._is_cut = anyio.Event()
 
     def cut_short(self) -> None:
         """End it now; before it began, as soon as it begins."""
-        self._scope.cancel()
+        self._is_cut.set()
 
     async def run(
         self,
@@ -41,12 +47,16 @@ class Retrieval:
         deadline: float | None,
         take: Callable[[Sequence[ContextDelta]], Any],
         recorder: Recorder,
+        closing: TaskGroup,
     ) -> None:
-        """Hand deltas to ``take``, all that came meanwhile at a time, until retrieval has ended and all are taken."""
+        """Hand deltas to ``take``, all that came meanwhile at a time, until retrieval has ended and all are taken.
+
+        The retriever's iterator is closed in ``closing``: the answer need not wait for that.
+        """
         sender, receiver = anyio.create_memory_object_stream[ContextDelta](_MAX_WAITING_DELTAS)
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks, receiver:
-            tasks.start_soon(self._read, retriever, question, deadline, sender, recorder)
+            tasks.start_soon(self._read, retriever, question, deadline, sender, recorder, closing)
             try:
                 async for delta in receiver:
                     await take([delta, *_drain(receiver)])
@@ -63,30 +73,58 @@ class Retrieval:
         deadline: float | None,
         sender: MemoryObjectSendStream[ContextDelta],
         recorder: Recorder,
+        closing: TaskGroup,
     ) -> None:
-        if deadline is not None:
-            self._scope.deadline = anyio.current_time() + deadline - time.monotonic()
-        documents: list[Document] = []
-        async with sender:
-            iterator: AsyncIterator[ContextDelta] | None = None
-            try:
-                with self._scope:
-                    iterator = retriever.stream(question)
-                    async for delta in iterator:
-                        documents = [*documents, *delta.documents] if isinstance(delta, Append) else list(delta.documents)
-                        self._report(delta, recorder)
-                        await sender.send(delta)
-            except Exception as error:
-                self.error = error if isinstance(error, RetrievalError) else RetrievalError(f"the retriever failed: {error!r}")
-                self.error.__cause__ = self.error.__cause__ or (None if error is self.error else error)
-                self.error.documents = tuple(documents)
+        wait_s = math.inf if deadline is None else deadline - time.monotonic()
+        async with sender, anyio.create_task_group() as tasks:
+            with anyio.move_on_after(wait_s) as scope:
+                tasks.start_soon(self._cancel_when_cut, scope)
+                await self._read_all(retriever, question, sender, recorder, closing)
+            self.was_cut_short = scope.cancelled_caught
             self._end(recorder)
+            tasks.cancel_scope.cancel()
+
+    async def _cancel_when_cut(self, scope: anyio.CancelScope) -> None:
+        await self._is_cut.wait()
+        scope.cancel()
+
+    async def _read_all(
+        self,
+        retriever: StreamingRetriever,
+        question: str,
+        sender: MemoryObjectSendStream[ContextDelta],
+        recorder: Recorder,
+        closing: TaskGroup,
+    ) -> None:
+        documents: list[Document] = []
+        iterator: AsyncIterator[ContextDelta] | None = None
+        try:
+            iterator = retriever.stream(question)
+            async for delta in iterator:
+                documents = [*documents, *delta.documents] if isinstance(delta, Append) else list(delta.documents)
+                self._report(delta, recorder)
+                await sender.send(delta)
+        except Exception as error:
+            self._fail(error, documents)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._fail(error, documents)  # nobody cancels us: it comes out of the retriever
+        finally:
             if iterator is not None:
-                await _close(iterator)
+                closing.start_soon(_close, iterator)
+
+    def _fail(self, error: BaseException, documents: Sequence[Document]) -> None:
+        if isinstance(error, RetrievalError):
+            self.error = error
+        else:
+            self.error = RetrievalError(f"the retriever failed: {error!r}")
+            self.error.__cause__ = error
+        self.error.documents = tuple(documents)
 
     def _end(self, recorder: Recorder) -> None:
         self.ended_at = time.monotonic()
-        self.was_cut_short = self._scope.cancelled_caught
         if self.error is not None:
             recorder.record(EventKind.RETRIEVAL_FAILED, at=self.ended_at, detail=str(self.error))
         elif self.was_cut_short:
@@ -113,6 +151,12 @@ def _drain(receiver: MemoryObjectReceiveStream[ContextDelta]) -> list[ContextDel
 async def _close(iterator: AsyncIterator[ContextDelta]) -> None:
     """Let the retriever free what it holds, also when we are being cancelled; not longer than it may take."""
     aclose = getattr(iterator, "aclose", None)
-    if aclose is not None:
-        with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
+    if aclose is None:
+        return
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE_TIMEOUT_S) as scope:
+        try:
             await aclose()
+        except Exception:
+            logger.exception("a retriever failed to close")
+    if scope.cancelled_caught:
+        logger.warning("a retriever took more than %.0f s to close, and was left", _CLOSE_TIMEOUT_S)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 
 from stream2llm_rag.documents import RetrievalEvent
 from stream2llm_rag.timeline.events import MAX_TIME_S, Event, EventKind, Timeline
+
+logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 20_000
 
@@ -30,7 +33,8 @@ class Recorder:
 
     ``arrived_at`` and every time that is passed in are seconds of :func:`time.monotonic`; what began before the question came
     is taken down from its arrival on. Holds ``max_events``: further ones are dropped, save the milestones (each kept once),
-    and counted in the measure ``num_events_dropped``. ``listener`` is called with each event as it is recorded, kept or not.
+    and counted in the measure ``num_events_dropped``. ``listener`` is called with each event as it is
+    recorded, kept or not, until it raises.
     """
 
     def __init__(
@@ -75,7 +79,14 @@ class Recorder:
         else:
             self._num_dropped += 1
         if self._listener is not None:
-            self._listener(event)
+            self._tell(self._listener, event)
+
+    def _tell(self, listener: Callable[[Event], None], event: Event) -> None:
+        try:
+            listener(event)
+        except Exception:  # whoever watches must not cost the answer
+            logger.exception("a listener of the timeline failed; it is not called again")
+            self._listener = None
 
     def record_retrieval(self, event: RetrievalEvent) -> None:
         """Take down what a retriever reports; kinds of its own stand as a fetch whose detail names them.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,84 @@ class TestARetrieverThatHangs:
         result = await StreamingRAG(engine, Script(NEVER())).answer("How?", answer_by_s=0)
         assert result.documents == ()
         assert result.token_ids
+
+
+class TestARetrieverThatClosesBadly:
+    class Closing:
+        def __init__(self, aclose: Callable[[], Any]) -> None:
+            self._aclose = aclose
+
+        def stream(self, query: str) -> TestARetrieverThatClosesBadly.Closing:
+            self._left = [Append((document(1),))]
+            return self
+
+        def __aiter__(self) -> TestARetrieverThatClosesBadly.Closing:
+            return self
+
+        async def __anext__(self) -> ContextDelta:
+            if not self._left:
+                raise StopAsyncIteration
+            return self._left.pop()
+
+        async def aclose(self) -> None:
+            await self._aclose()
+
+    async def test_and_slowly_does_not_hold_the_answer_up(self, engine: FakeEngine) -> None:
+        gate = anyio.Event()
+        async with StreamingRAG(engine, self.Closing(gate.wait)).stream("How?") as answer:
+            with anyio.fail_after(30):
+                assert [text async for text in answer]
+            gate.set()
+        assert answer.result.retrieval_error is None
+
+    async def test_with_an_error_does_not_cost_the_answer(self, engine: FakeEngine) -> None:
+        async def fail() -> None:
+            raise OSError("socket")
+
+        result = await StreamingRAG(engine, self.Closing(fail)).answer("How?")
+        assert result.token_ids
+        assert result.retrieval_error is None
+
+
+async def test_a_cancellation_that_comes_out_of_the_retriever_is_its_failure(engine: FakeEngine) -> None:
+    class Cancelled:
+        async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
+            yield Append((document(1),))
+            inner = asyncio.create_task(anyio.sleep_forever())
+            inner.cancel()
+            await inner
+
+    result = await StreamingRAG(engine, Cancelled()).answer("How?")
+    assert isinstance(result.retrieval_error, RetrievalError)
+    assert 0 <= result.ttft_s < 60
+
+
+async def test_a_listener_that_raises_does_not_cost_the_answer(engine: FakeEngine) -> None:
+    seen: list[Event] = []
+
+    def listen(event: Event) -> None:
+        seen.append(event)
+        raise ValueError("mine")
+
+    result = await StreamingRAG(engine, Script(Append((document(1),)))).answer("How?", on_event=listen)
+    assert result.token_ids
+    assert result.retrieval_error is None
+    assert len(seen) == 1
+
+
+async def test_updates_that_come_together_are_sent_as_one(engine: FakeEngine) -> None:
+    sent: list[int] = []
+    send = engine.send
+
+    async def count(*args: Any) -> None:
+        sent.append(len(args[2]))
+        await send(*args)
+
+    engine.send = count  # type: ignore[method-assign]
+    deltas = [Replace(tuple(document(i) for i in range(n, n + 3))) for n in range(9)]
+    result = await StreamingRAG(engine, Script(*deltas)).answer("How?")
+    assert result.sources == tuple(f"https://docs.example/{i}" for i in (8, 9, 10))
+    assert len(sent) < len(deltas)
 
 
 class TestLeavingEarly:

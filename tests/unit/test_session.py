@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+
+from stream2llm_rag.engine.engine import _Starter
+from stream2llm_rag.engine.feedback import CoreFeedback, FeedbackHub, StepKind, StepRecord
+from stream2llm_rag.engine.lifeline import Lifeline
+from stream2llm_rag.engine.session import OutputDelta, Session
+from stream2llm_rag.errors import LifecycleError
+from stream2llm_rag.main_guard import missing_main_guard
+
+
+class SlowWire:
+    """Waits at each call until it is let go; notes what was dropped."""
+
+    max_model_len, vocab_size = 1000, 1000
+
+    def __init__(self) -> None:
+        self.lifeline = Lifeline()
+        self.gate = anyio.Event()
+        self.entered = anyio.Event()
+        self.dropped: list[bool] = []
+
+    async def send(self, *args: Any) -> None:
+        self.entered.set()
+        await self.gate.wait()
+
+    async def submit(self, *args: Any) -> AsyncIterator[OutputDelta]:
+        self.entered.set()
+        await self.gate.wait()
+        return self._nothing()
+
+    async def drop(self, session: Session, submitted: bool) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.dropped.append(submitted)
+
+    async def _nothing(self) -> AsyncIterator[OutputDelta]:
+        return
+        yield
+
+
+@pytest.fixture
+def wire() -> SlowWire:
+    return SlowWire()
+
+
+@pytest.fixture
+def closed() -> set[Session]:
+    return set()
+
+
+@pytest.fixture
+def session(wire: SlowWire, closed: set[Session]) -> Session:
+    return Session(wire, on_close=closed.add)
+
+
+async def test_an_abort_beside_a_finish_drops_what_was_submitted(
+    wire: SlowWire, session: Session, closed: set[Session]
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session.finish, [5])
+        await wire.entered.wait()
+        tasks.start_soon(session.abort)
+        await anyio.wait_all_tasks_blocked()
+        assert not wire.dropped  # it waits for its turn
+        wire.gate.set()
+    assert wire.dropped == [True]
+    assert closed == {session}
+    with pytest.raises(LifecycleError, match="aborted"):
+        await session.append([6])
+
+
+async def test_a_finish_that_is_cancelled_midway_is_dropped_as_submitted(wire: SlowWire, session: Session) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session.finish, [5])
+        await wire.entered.wait()
+        tasks.cancel_scope.cancel()
+    await session.abort()
+    assert wire.dropped == [True]
+
+
+async def test_an_abort_that_is_cancelled_drops_all_the_same(wire: SlowWire, session: Session, closed: set[Session]) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await session.abort()
+    assert wire.dropped == [False]
+    assert closed == {session}
+
+
+async def test_a_job_of_the_starter_is_waited_for_however_often_the_caller_is_cancelled() -> None:
+    starter, started, go_on, done = _Starter(), threading.Event(), threading.Event(), threading.Event()
+
+    def job() -> None:
+        started.set()
+        go_on.wait(30)
+        done.set()
+
+    async def release() -> None:
+        await anyio.to_thread.run_sync(started.wait)
+        scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            tasks.start_soon(release)
+            await starter.run(job)
+        assert scope.cancelled_caught
+        assert done.is_set()
+    starter.close()
+
+
+def test_a_listener_that_raises_is_forgotten_and_others_go_on() -> None:
+    hub, heard = FeedbackHub(), list[StepRecord]()
+
+    def fail(record: StepRecord) -> None:
+        raise ValueError("mine")
+
+    hub.listen("bad", fail)
+    hub.listen("good", heard.append)
+    core = CoreFeedback()
+    for _ in range(2):
+        for request_id in ("bad", "good"):
+            core.record(request_id, StepKind.COMPUTED, 5, 1.0, 2.0)
+    hub.receive(core.drain())
+    assert len(heard) == 2
+
+
+class TestTheMainGuard:
+    @pytest.fixture
+    def main(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
+        module = type(sys)("__main__")
+        module.__file__ = str(tmp_path / "script.py")
+        module.__spec__ = None
+        monkeypatch.setitem(sys.modules, "__main__", module)
+        return module
+
+    def run_at_top_level(self, main: Any, source: str) -> str | None:
+        with open(main.__file__, "w") as file:
+            file.write(source)
+        scope = {"__name__": "__main__", "missing_main_guard": missing_main_guard}
+        exec(compile("found = missing_main_guard()", main.__file__, "exec"), scope)
+        found = scope["found"]
+        assert found is None or isinstance(found, str)
+        return found
+
+    def test_is_missed_in_a_script_that_runs_its_top_level(self, main: Any) -> None:
+        assert self.run_at_top_level(main, "run()") == main.__file__
+
+    def test_is_found_where_it_stands(self, main: Any) -> None:
+        assert self.run_at_top_level(main, "if __name__ == '__main__':\n    run()") is None
+
+    def test_is_not_needed_by_a_package_run_as_a_module(self, main: Any) -> None:
+        main.__spec__ = type("Spec", (), {"name": "package.__main__"})()
+        assert self.run_at_top_level(main, "run()") is None
+
+    def test_is_not_asked_for_where_the_top_level_is_not_running(self, main: Any) -> None:
+        with open(main.__file__, "w") as file:
+            file.write("run()")
+        found: list[str | None] = []
+        thread = threading.Thread(target=lambda: found.append(missing_main_guard()))  # with a stack of its own
+        thread.start()
+        thread.join()
+        assert found == [None]
