@@ -51,10 +51,7 @@ def check_queues(scheduler: Any, sent: Mapping[str, Sent]) -> None:
         require(is_running == (request.status == RequestStatus.RUNNING), f"{request.request_id} is {request.status}")
     require(sum(scheduler.get_request_counts()) == len(sent), f"{scheduler.get_request_counts()} counts not {len(sent)}")
     if scheduler.pause_state == PauseState.UNPAUSED:
-        lapsed = getattr(scheduler, "_lapsed", {})
-        runnable = [
-            i for i, one in sent.items() if not one.partial or (_has_pending(scheduler.requests[i]) and i not in lapsed)
-        ]
+        runnable = [request_id for request_id, one in sent.items() if not one.partial or _must_run(scheduler, request_id)]
         num_unfinished = scheduler.get_num_unfinished_requests()
         require(num_unfinished == len(runnable), f"{num_unfinished} unfinished, but a step could advance {runnable}")
 

@@ -178,6 +178,7 @@ class Machine:
         check_books(self.scheduler, self.sent, self.setup.block_size)
         check_pool(self.scheduler, written)
         check_kv(self.scheduler, self.sent, self._store)
+        self._worker.check()
 
     def _stopped_clock(self) -> AbstractContextManager[Any]:
         clock = SimpleNamespace(time=lambda: self._now, monotonic=lambda: self._now, perf_counter=time.perf_counter)

@@ -29,6 +29,9 @@ def sample(prefix: Digest, params: SamplingParams, num_drawn: int) -> int:
 class Worker(Protocol):
     def execute(self, output: SchedulerOutput) -> ModelRunnerOutput: ...
 
+    def check(self) -> None:
+        """Raise unless what the worker was given is as it was given."""
+
 
 def runner_output(output: SchedulerOutput, sampled: dict[str, int]) -> ModelRunnerOutput:
     ids = list(output.num_scheduled_tokens)
@@ -73,6 +76,11 @@ class V1Worker:
         sampled = {row.request_id: self._sample(row, last[row.request_id]) for row in rows if self._samples(row)}
         self._previous_sampled = sampled
         return runner_output(output, sampled)
+
+    def check(self) -> None:
+        for request_id, request in self._requests.items():
+            if request.prompt != request.prompt_as_received:
+                raise Violation(f"the prompt that the worker holds of {request_id} was changed under its hands")
 
     def _update_states(self, output: SchedulerOutput) -> None:
         for request_id in output.finished_req_ids:
@@ -124,8 +132,6 @@ class V1Worker:
 
     def _row(self, request_id: str, num_scheduled: int) -> Row:
         request = self._requests[request_id]
-        if request.prompt != request.prompt_as_received:
-            raise Violation(f"the prompt that the worker holds of {request_id} was changed under its hands")
         end = request.num_computed + num_scheduled
         if end > len(request.row):
             raise Violation(f"{request_id} is to compute up to {end}, but the worker knows {len(request.row)} tokens")
@@ -188,6 +194,9 @@ class V2Worker:
         rows = [self._row(request_id, num) for request_id, num in output.num_scheduled_tokens.items()]
         last = self._store.compute(rows)
         return runner_output(output, self._finish_step(rows, last))
+
+    def check(self) -> None:
+        """It copies all that it is given."""
 
     def _add(self, new: NewRequestData) -> None:
         self._slots.pop(new.req_id, None)
