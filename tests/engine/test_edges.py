@@ -254,5 +254,6 @@ async def test_updates_of_a_model_with_sliding_windows_answer_as_its_final_promp
                 await computed(session, 599)
                 await session.update(final[:-3])
                 answer = await collect(await session.finish(final[-3:], GREEDY))
-                assert session.stats.invalidated_tokens == 599
+                assert session.stats.invalidated_tokens >= 599 - num_common
+                assert session.stats.invalidated_tokens == 599 or "full_attention" in layers
             assert answer == await collect(engine.generate(final, GREEDY)), f"common prefix of {num_common}"
