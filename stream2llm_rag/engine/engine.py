@@ -282,7 +282,7 @@ class _Starter:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([waiting])
+                await asyncio.gather(waiting, return_exceptions=True)
             raise
 
     def close(self) -> None:
@@ -298,9 +298,12 @@ class _Starter:
                 job, self._job = self._job, None
             if job is None:
                 return
-            function, future = job
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-            del job, function, future  # the thread waits on; what it started must not wait with it to be freed
+            self._carry_out(*job)
+            del job  # the thread waits on; what it started must not wait with it to be freed
+
+    @staticmethod
+    def _carry_out(function: Callable[[], Any], future: Future[Any]) -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)

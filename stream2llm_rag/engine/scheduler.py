@@ -32,6 +32,7 @@ from stream2llm_rag.engine.planner import BlockTable, Plan, Resources, plan
 from stream2llm_rag.engine.policy import LiveRequest, make_policy
 from stream2llm_rag.engine.protocol import Op, OpKind, RefusedOpError
 from stream2llm_rag.engine.settings import CoreSettings
+from stream2llm_rag.token_ids import common_prefix
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -78,6 +79,7 @@ class _StreamingMixin(Scheduler):
         self._num_idle_slots = 0
         self._num_partial = 0
         self._debt = 0
+        self._must_plan = False
         self._plan: Plan | None = None
         self._feedback = CoreFeedback()
         self._step_started: dict[int, float] = {}
@@ -195,7 +197,7 @@ class _StreamingMixin(Scheduler):
     def _replace(self, stream: _Stream, chunk: Request) -> int:
         """Change the prompt to the chunk's; KV of the longest common prefix, whose length is returned, stays."""
         request, token_ids = stream.request, chunk.prompt_token_ids
-        common = _common_prefix(request._all_token_ids, token_ids)
+        common = common_prefix(request._all_token_ids, token_ids)
         before = request.num_computed_tokens
         request._all_token_ids[:] = token_ids
         request.prompt_token_ids = list(token_ids)
@@ -250,6 +252,7 @@ class _StreamingMixin(Scheduler):
         if final.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             request.status = final.status
         request.kv_transfer_params = final.kv_transfer_params
+        request.skip_reading_prefix_cache = final.skip_reading_prefix_cache
         request.trace_headers = final.trace_headers
         request.priority = final.priority
         request.prefill_stats = PrefillStats()
@@ -389,13 +392,13 @@ class _StreamingMixin(Scheduler):
             self._evict_somebody()
         self._plan = None if self._everything_fits() else self._make_plan()
         held = self._carry_out(self._plan) if self._plan is not None else []
-        fresh = [request for request in (*self.kv_holding_waiting, *self.waiting) if request.num_computed_tokens == 0]
+        waiting = [*self.kv_holding_waiting, *self.waiting]
+        fresh = [request for request in waiting if request.num_computed_tokens == 0]
         planned = time.perf_counter()
         output = super().schedule(*args, **kwargs)
         done = time.perf_counter()
         self._note_hits(fresh, output.num_scheduled_tokens)
-        if self._plan is not None:
-            self._note_refusals(self._plan, output.num_scheduled_tokens)
+        self._note_refusals(waiting, output.num_scheduled_tokens)
         self._plan = None
         self._collect(held)
         counters = self._feedback.counters
@@ -408,7 +411,7 @@ class _StreamingMixin(Scheduler):
 
         In most steps this is the whole planning. Prefix-cache hits are left out: they could only lower the sum.
         """
-        if self._lapsed:
+        if self._lapsed or self._must_plan:
             return False
         num_tokens = num_blocks = 0
         num_slots = self._num_idle_slots + len(self.running) + len(self.kv_holding_waiting) + len(self.waiting)
@@ -417,8 +420,7 @@ class _StreamingMixin(Scheduler):
                 return False
             num_pending = self._num_pending(request)
             num_tokens += num_pending
-            num_slot_tokens = request.num_computed_tokens + num_pending + self.num_lookahead_tokens
-            num_blocks += max(0, -(-num_slot_tokens // self.block_size) - self._num_blocks(request))
+            num_blocks += self._blocks_to_add(request, num_pending)
         return (
             num_tokens <= self.max_num_scheduled_tokens
             and num_slots <= self.max_num_active_reqs
@@ -496,7 +498,7 @@ class _StreamingMixin(Scheduler):
         for request in granted:
             if request.status != RequestStatus.RUNNING:
                 self._forget_idle(request)
-                self.kv_holding_waiting.add_request(request)  # drained first, and in this order
+                self.kv_holding_waiting.add_request(request)  # drained first
         for request in blocked:
             self._enqueue_waiting_request(request)
         return held
@@ -534,12 +536,29 @@ class _StreamingMixin(Scheduler):
                     self._feedback.record(request.request_id, StepKind.RESUMED, stream.num_hit, self._clock())
                     stream.was_evicted = False
 
-    def _note_refusals(self, made: Plan, scheduled: dict[str, int]) -> None:
-        """Count grants that vLLM did not follow. When it refuses the first of all, free more than the sum says next time."""
-        refused = [r for r in made.grants if r not in scheduled and self.requests[r].status != RequestStatus.RUNNING]
+    def _note_refusals(self, waiting: Iterable[Request], scheduled: dict[str, int]) -> None:
+        """Mend what vLLM did not take of the waiting requests that it was shown.
+
+        Where there was no plan, the next step makes one. Where blocks were short for the first that was granted, at which vLLM
+        stops, the next plan frees more than the sum says. What vLLM skips for reasons of its own needs no mending.
+        """
+        refused = [r for r in waiting if r.request_id not in scheduled and not self._is_held_back(r)]
+        self._must_plan = bool(refused) and self._plan is None
+        if self._plan is None:
+            return
+        grants = self._plan.grants
+        refused = [request for request in refused if request.request_id in grants]
         self._feedback.counters.num_grants_refused += len(refused)
-        is_first = refused and refused[0] == next(iter(made.grants))
-        self._debt = min(2 * self._debt + 1, self.kv_cache_manager.block_pool.num_gpu_blocks) if is_first else 0
+        pool = self.kv_cache_manager.block_pool
+        is_short = any(
+            self._blocks_to_add(request, grants[request.request_id]) > pool.get_num_free_blocks() for request in refused[:1]
+        )
+        self._debt = min(2 * self._debt + 1, pool.num_gpu_blocks) if is_short else 0
+
+    def _blocks_to_add(self, request: Request, num_tokens: int) -> int:
+        """Blocks that the request needs beyond those in its table to compute ``num_tokens`` more."""
+        num_slot_tokens = request.num_computed_tokens + num_tokens + self.num_lookahead_tokens
+        return max(0, -(-num_slot_tokens // self.block_size) - self._num_blocks(request))
 
     def _evict_somebody(self) -> None:
         holders = [r for r in (*self.running, *self._idle.values()) if self._holds_kv_blocks(r)]
@@ -635,18 +654,6 @@ class _StreamingMixin(Scheduler):
 
 def _as_table(blocks: KVCacheBlocks) -> BlockTable:
     return ((block.block_id, block.ref_cnt) for group in blocks.blocks for block in group if not block.is_null)
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    """Length of the longest common prefix; compares slices, which C does, down to the first that differ."""
-    end = min(len(left), len(right))
-    start = 0
-    while start < end:
-        stop = min(start + 256, end)
-        if left[start:stop] != right[start:stop]:
-            return next(i for i in range(start, stop) if left[i] != right[i])
-        start = stop
-    return end
 
 
 class StreamingScheduler(_StreamingMixin):

@@ -15,6 +15,11 @@ _NAMES = {
     "prompt_tokens": "Prompt tokens",
     "overlap_tokens": "Tokens computed before the final context",
     "output_tokens": "Tokens of the answer",
+    "computed_tokens": "Tokens computed, those lost and again too",
+    "last_delta_tokens": "Tokens of the last delta",
+    "invalidated_tokens": "Tokens whose KV a change of context cost",
+    "waiting_s": "Had work but did not run",
+    "idle_s": "Had no work",
     "num_evictions": "Evictions",
 }
 _ORDER = {name: index for index, name in enumerate(_NAMES)}
