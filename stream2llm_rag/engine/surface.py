@@ -97,8 +97,8 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.v1.request", "Request"): (
         "_all_token_ids arrival_time block_hashes drop_stale_output kv_transfer_params max_tokens num_computed_tokens "
         "num_in_flight_tokens num_output_placeholders num_output_tokens num_prompt_tokens num_stale_output_tokens num_tokens "
-        "num_tokens_with_spec prefill_stats priority prompt_token_ids request_id resumable sampling_params status "
-        "streaming_queue structured_output_request trace_headers"
+        "num_tokens_with_spec prefill_stats priority prompt_token_ids request_id resumable sampling_params "
+        "skip_reading_prefix_cache status streaming_queue structured_output_request trace_headers"
     ),
     (
         "vllm.v1.request",
