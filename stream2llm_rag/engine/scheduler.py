@@ -340,6 +340,8 @@ class _StreamingMixin(Scheduler):
         # The worker knows the tokens of a running request: PREEMPTED brings it back with its output. Those of another may have
         # changed since the worker saw them: it stays what it was.
         request.status = RequestStatus.PREEMPTED if status == RequestStatus.RUNNING else status
+        # It may come back in this very step: the V1 model runner then needs all its tokens (as in vLLM's `reset_prefix_cache`).
+        self.prev_step_scheduled_req_ids.discard(request.request_id)
         stream = self._streams.get(request.request_id)
         if stream is not None:
             stream.lapsed |= was_idle

@@ -195,6 +195,21 @@ def test_a_pause_lets_what_runs_come_to_rest(machine: Machine) -> None:
     assert "plain" not in machine.sent
 
 
+def test_a_request_that_is_evicted_and_goes_on_in_the_same_step(machine: Machine) -> None:
+    machine.finish("s", prompt(10), SamplingParams(max_tokens=9))
+    while len(machine.sent["s"].answer) < 3:
+        machine.step()
+    machine.pause(PauseState.PAUSED_ALL)
+    run(machine)
+    machine.pause(PauseState.UNPAUSED)
+    machine.scheduler._chaos = 1.0
+    machine.step()
+    machine.scheduler._chaos = 0.0
+    assert counters(machine).num_evictions == 1
+    run(machine)
+    assert machine.num_answered == 1
+
+
 def test_the_cache_is_reset_with_streams_that_wait_and_idle(machine: Machine) -> None:
     machine.open("waits", prompt(30))
     machine.open("idles", prompt(8, 1))
