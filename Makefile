@@ -7,8 +7,10 @@ FLAVOUR ?= auto
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup test test-matrix lint types demo clean fuzz
+.PHONY: help setup test test-matrix lint types demo clean fuzz fuzz-scheduler
 CASES ?= 1000
+EPISODES ?= 10000
+SEED ?= 0
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -35,6 +37,9 @@ types: setup ## mypy, strict
 
 fuzz: setup ## CASES=10000 random streams on the real engine, each answer compared with stock vLLM's
 	VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 $(BIN)/python -m tests.engine.cases --cases $(CASES)
+
+fuzz-scheduler: setup ## EPISODES=10000 random episodes of the scheduler with a worker that checks content, from SEED on
+	$(BIN)/python -m tests.scheduler.fuzz --episodes $(EPISODES) --seed $(SEED)
 
 demo: setup ## answer a question over a live crawl, then compare with the usual way
 	$(BIN)/stream2llm demo

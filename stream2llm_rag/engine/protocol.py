@@ -57,7 +57,7 @@ def decode(extra_args: Mapping[str, Any] | None, secret: str) -> Op | None:
     if not isinstance(fields, Mapping):
         raise RefusedOpError("not a mapping")
     given = fields.get("secret")
-    if not secret or not isinstance(given, str) or not hmac.compare_digest(given.encode(), secret.encode()):
+    if not secret or not isinstance(given, str) or not hmac.compare_digest(given.encode(errors="replace"), secret.encode()):
         raise RefusedOpError("wrong secret")
     opens, num_remaining = fields.get("opens"), fields.get("num_remaining")
     if not isinstance(opens, bool):

@@ -34,6 +34,11 @@ def test_without_the_secret_it_is_refused(op: Op, guess: str) -> None:
             decode(encode(op, guess), SECRET)
 
 
+def test_a_guess_that_is_no_text_is_refused() -> None:
+    with pytest.raises(RefusedOpError):
+        decode(encode(Op(OpKind.APPEND), "\ud800"), SECRET)
+
+
 @given(OPS)
 def test_an_engine_without_a_secret_refuses_all(op: Op) -> None:
     with pytest.raises(RefusedOpError):
