@@ -53,6 +53,22 @@ async def test_a_seeded_sample_is_the_one_that_stock_draws(engine: Stream2LLMEng
     assert answer == await reference.answer(tokens, sampling)
 
 
+async def test_a_structured_answer_keeps_to_its_grammar_and_is_the_one_of_stock(
+    engine: Stream2LLMEngine, reference: Reference
+) -> None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    tokens, choices = prompt(400, 6), ["yes", "certainly not", "perhaps"]
+
+    def sampling() -> dict[str, object]:  # vLLM writes the grammar into the parameters
+        return {"max_tokens": 20, "temperature": 0, "structured_outputs": StructuredOutputsParams(choice=choices)}
+
+    async with await engine.open(tokens[:350]) as session:
+        outputs = [output async for output in await session.finish(tokens[350:], sampling())]
+    assert "".join(output.text for output in outputs) in choices
+    assert [token for output in outputs for token in output.token_ids] == await reference.answer(tokens, sampling())
+
+
 async def test_what_was_streamed_is_not_computed_again(engine: Stream2LLMEngine) -> None:
     await engine.reset_prefix_cache()
     tokens = prompt(2000, 77)

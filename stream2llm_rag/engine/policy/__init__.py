@@ -20,12 +20,7 @@ POLICIES: dict[str, type[Policy]] = {
 
 def make_policy(name: str) -> Policy:
     """Make the policy called ``name``, one of ours or a ``module:Class``. Raises InvalidInputError where that is none."""
-    made = (POLICIES.get(name) or _import_policy(name))()
-    if not isinstance(made, Policy):
-        raise InvalidInputError(
-            f"policy {name!r} makes a {type(made).__name__}. Make it a subclass of {Policy.__module__}.Policy."
-        )
-    return made
+    return (POLICIES.get(name) or _import_policy(name))()
 
 
 def _import_policy(name: str) -> type[Policy]:
@@ -36,9 +31,9 @@ def _import_policy(name: str) -> type[Policy]:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InvalidInputError(f"policy {name!r} cannot be imported: {error}. Write 'module:Class'.") from error
-    if not callable(found):
-        raise InvalidInputError(f"policy {name!r} is a {type(found).__name__}. Write the name of a class.")
-    return found  # type: ignore[no-any-return]
+    if not isinstance(found, type) or not issubclass(found, Policy):
+        raise InvalidInputError(f"policy {name!r} is {found!r}. Write the name of a subclass of {Policy.__module__}.Policy.")
+    return found
 
 
 __all__ = ["DEFAULT_POLICY", "POLICIES", "LiveRequest", "Policy", "Rank", "make_policy"]

@@ -1,4 +1,4 @@
-"""A bound on waiting, for any policy."""
+"""First come, first served, with a bound on waiting."""
 
 from __future__ import annotations
 
