@@ -167,9 +167,7 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
     if params.n != 1:
         raise UnsupportedError(f"a stream has one answer, got n={params.n}. Open one session for each answer that you want.")
     if params.prompt_logprobs is not None:
-        raise UnsupportedError(
-            "prompt_logprobs of a streamed prompt are not available. Leave them out."
-        )
+        raise UnsupportedError("prompt_logprobs of a streamed prompt are not available. Leave them out.")
     if protocol.EXTRA_ARGS_KEY in (params.extra_args or {}):
         raise InvalidInputError(f"extra_args[{protocol.EXTRA_ARGS_KEY!r}] belongs to this library. Use another key.")
     params.output_kind = RequestOutputKind.DELTA
