@@ -73,6 +73,7 @@ class _StreamingMixin(Scheduler):
         self._chaos = settings.chaos
         self._dice = random.Random(0)  # noqa: S311 - for tests, not for secrets
         self._clock = time.monotonic
+        self._wall = time.time  # that of ``Request.arrival_time``
         self._streams: dict[str, _Stream] = {}
         self._idle: dict[str, Request] = {}
         self._lapsed: dict[str, Request] = {}  # those of the idle ones that have something to compute
@@ -168,7 +169,7 @@ class _StreamingMixin(Scheduler):
 
     def _arrived(self, request: Request) -> float:
         """When the request came, on our clock: it may have lain in the core's queue since the last step began."""
-        return max(self._last_started, self._clock() - max(0.0, time.time() - request.arrival_time))
+        return max(self._last_started, self._clock() - max(0.0, self._wall() - request.arrival_time))
 
     def _end_rest(self, stream: _Stream, chunk: Request) -> None:
         """The stream has waited, or idled, up to ``chunk``; what comes after is noted apart."""
@@ -334,7 +335,7 @@ class _StreamingMixin(Scheduler):
             counters.num_tail_evictions += 1
         else:
             request.status = RequestStatus.RUNNING
-            super()._preempt_request(request, time.monotonic())  # asserts RUNNING; puts it into `waiting`
+            super()._preempt_request(request, self._clock())  # asserts RUNNING; puts it into `waiting`
             self.waiting.remove_request(request)
             counters.num_whole_evictions += 1
         # The worker knows the tokens of a running request: PREEMPTED brings it back with its output. Those of another may have
@@ -461,7 +462,7 @@ class _StreamingMixin(Scheduler):
         return made
 
     def _plan_with(self, active: list[LiveRequest], resources: Resources) -> Plan:
-        return plan(active, self._live_idle, resources, self._ranking, time.time(), self._block_table, self._prefix_hit)
+        return plan(active, self._live_idle, resources, self._ranking, self._wall(), self._block_table, self._prefix_hit)
 
     def _live_idle(self) -> list[LiveRequest]:
         return [self._live(request) for request_id, request in self._idle.items() if request_id not in self._lapsed]

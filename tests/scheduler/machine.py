@@ -7,20 +7,15 @@ every operation and every step it compares them with what the scheduler and the 
 from __future__ import annotations
 
 import random
-import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from vllm import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
 from stream2llm_rag.engine import protocol
-from stream2llm_rag.engine import scheduler as scheduler_module
 from stream2llm_rag.engine.protocol import Op, OpKind
 
 from .building import SECRET, Setup, make_scheduler
@@ -50,6 +45,7 @@ class Machine:
         self.sent: dict[str, Sent] = {}
         self.num_answered = 0
         self._now = 1.0
+        self.scheduler._clock = self.scheduler._wall = lambda: self._now
         self._store = KvStore(setup.num_blocks, setup.block_size)
         self._worker = _make_worker(setup, self._store)
         self._hasher = block_hasher(setup.block_size) if setup.prefix_caching else None
@@ -106,8 +102,7 @@ class Machine:
     def _add(self, request_id: str, tokens: Sequence[int], params: SamplingParams) -> None:
         self._now += 0.25
         request = Request(request_id, list(tokens), params, None, arrival_time=self._now, block_hasher=self._hasher)
-        with self._stopped_clock():
-            self.scheduler.add_request(request)
+        self.scheduler.add_request(request)
         self.check()
 
     def _expect(self, request_id: str, tokens: Sequence[int], params: SamplingParams) -> None:
@@ -142,8 +137,7 @@ class Machine:
         return num_tokens
 
     def _dispatch(self) -> int:
-        with self._stopped_clock():
-            output = self.scheduler.schedule()
+        output = self.scheduler.schedule()
         result = self._worker.execute(output)
         for request_id, tokens in zip(result.req_ids, result.sampled_token_ids, strict=True):
             require(not (tokens and self.sent[request_id].partial), f"{request_id} is partial and sampled")
@@ -155,8 +149,7 @@ class Machine:
 
     def _take_output(self) -> None:
         step = self._in_flight.popleft()
-        with self._stopped_clock():
-            outputs = self.scheduler.update_from_output(step.output, step.result)
+        outputs = self.scheduler.update_from_output(step.output, step.result)
         for one in (one for core_outputs in outputs.values() for one in core_outputs.outputs):
             self._deliver(one.request_id, one.new_token_ids, one.finish_reason is not None)
         self.check()
@@ -179,10 +172,6 @@ class Machine:
         check_pool(self.scheduler, written)
         check_kv(self.scheduler, self.sent, self._store)
         self._worker.check()
-
-    def _stopped_clock(self) -> AbstractContextManager[Any]:
-        clock = SimpleNamespace(time=lambda: self._now, monotonic=lambda: self._now, perf_counter=time.perf_counter)
-        return mock.patch.object(scheduler_module, "time", clock)
 
 
 def answer_of(tokens: Sequence[int], params: SamplingParams, max_model_len: int) -> list[int]:
