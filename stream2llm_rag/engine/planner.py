@@ -40,10 +40,12 @@ class Victim:
 
 @dataclass(slots=True)
 class Plan:
-    """Tokens to compute by request id, in policy order; and whose KV goes, in the order of eviction."""
+    """Tokens to compute by request id, in policy order; whose KV goes, in the order of eviction; and what is left."""
 
     grants: dict[str, int] = field(default_factory=dict)
     victims: list[Victim] = field(default_factory=list)
+    num_free_blocks: int = 0
+    num_free_slots: int = 0
 
 
 BlockTable: TypeAlias = Iterable[tuple[int, int]]
@@ -148,7 +150,8 @@ class _Walk:
                 budget -= num_tokens
             elif not self._policy.skips_blocked:
                 break
-        return Plan(self._grants, [Victim(name, self._ledger.num_kept(name)) for name in self._touched if self._has_lost(name)])
+        victims = [Victim(name, self._ledger.num_kept(name)) for name in self._touched if self._has_lost(name)]
+        return Plan(self._grants, victims, self._blocks, self._slots)
 
     def _fit(self, index: int, request: LiveRequest, num_tokens: int) -> bool:
         """Take blocks and a slot for the request, from the free ones, else from requests behind it."""

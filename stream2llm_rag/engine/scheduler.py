@@ -3,8 +3,8 @@
 The only module that touches vLLM's scheduler internals. A streaming request is an ordinary ``Request`` that grows: repeated
 engine-core requests of its id carry operations (:mod:`protocol`). It is computed up to its last token but one, so that it never
 samples, until its finish lifts that cap. One with nothing to compute is *idle*: it keeps its blocks, sits in none of vLLM's
-queues, and can be evicted. Then it has *lapsed* until its next operation: it stays idle, comes back when a step has room for
-it, and nobody is evicted for that, else two such streams would take turns for ever. Nothing here may raise for anything that a
+queues, and can be evicted. Then it has *lapsed* until its next operation: it stays idle, comes back when there is room for it,
+and nobody is evicted for that, else two such streams would take turns for ever. Nothing here may raise for anything that a
 front end sends: an exception in ``Scheduler.add_request`` ends the engine core.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NO_ROOM = (-1, -1)
+
 
 @dataclass(slots=True)
 class _Stream:
@@ -60,6 +62,8 @@ class _Stream:
     """The last step that ran it; before the first, and since the last operation or loss of KV, none."""
     since: float = 0.0
     """From then on it has waited, or idled, unless it runs."""
+    live: LiveRequest | None = None
+    """What the planner sees of it while it is idle: it does not change, and there may be thousands."""
 
 
 class _StreamingMixin(Scheduler):
@@ -77,6 +81,8 @@ class _StreamingMixin(Scheduler):
         self._streams: dict[str, _Stream] = {}
         self._idle: dict[str, Request] = {}
         self._lapsed: dict[str, Request] = {}  # those of the idle ones that have something to compute
+        self._refused_room = NO_ROOM
+        self._was_refused_at_rest = False
         self._num_idle_slots = 0
         self._num_partial = 0
         self._debt = 0
@@ -298,9 +304,20 @@ class _StreamingMixin(Scheduler):
             self._idle[request.request_id] = request
             if self._num_pending(request) > 0:
                 self._lapsed[request.request_id] = request
+                self._refused_room, self._was_refused_at_rest = NO_ROOM, False
             self._count_idle(request, 1)
+            stream.live = None
         else:
             self._enqueue_waiting_request(request)
+
+    def _room(self) -> tuple[int, int]:
+        """Free blocks and slots."""
+        num_slots = self._num_idle_slots + len(self.running) + len(self.kv_holding_waiting)
+        return self.kv_cache_manager.block_pool.get_num_free_blocks(), self.max_num_active_reqs - num_slots
+
+    def _has_room_for_lapsed(self) -> bool:
+        """Tell whether there is more room than when a plan last left lapsed streams out."""
+        return bool(self._lapsed) and any(now > then for now, then in zip(self._room(), self._refused_room, strict=True))
 
     def _has_lapsed(self, request: Request) -> bool:
         stream = self._streams.get(request.request_id)
@@ -391,7 +408,8 @@ class _StreamingMixin(Scheduler):
 
     def _schedule_streams(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
-        if self._chaos and self._dice.random() < self._chaos:
+        self._was_refused_at_rest = False
+        if self._chaos and self._dice.random() < self._chaos and self._has_work():
             self._evict_somebody()
         self._plan = None if self._everything_fits() else self._make_plan()
         held = self._carry_out(self._plan) if self._plan is not None else []
@@ -401,34 +419,44 @@ class _StreamingMixin(Scheduler):
         output = super().schedule(*args, **kwargs)
         done = time.perf_counter()
         self._note_hits(fresh, output.num_scheduled_tokens)
-        self._note_refusals(waiting, output.num_scheduled_tokens)
-        self._plan = None
+        was_refused = self._note_refusals(waiting, output.num_scheduled_tokens)
+        made, self._plan = self._plan, None
         self._collect(held)
+        if made is not None and not was_refused:
+            self._note_room(made)
         counters = self._feedback.counters
         counters.num_steps += 1
         counters.planning_s += planned - started + time.perf_counter() - done
         return output
+
+    def _note_room(self, made: Plan) -> None:
+        """Remember the room that was left, if nothing but room was short for all lapsed streams that were left out."""
+        has_tokens_left = sum(made.grants.values()) < self.max_num_scheduled_tokens
+        knew_them = not any(victim.request_id in self._lapsed for victim in made.victims)
+        if has_tokens_left and knew_them and not any(map(self._is_held_back, self._lapsed.values())):
+            self._refused_room = made.num_free_blocks, made.num_free_slots
+            self._was_refused_at_rest = not made.grants
 
     def _everything_fits(self) -> bool:
         """Tell whether all requests can run to their targets in this step, so that nobody need be asked who comes first.
 
         In most steps this is the whole planning. Prefix-cache hits are left out: they could only lower the sum.
         """
-        if self._lapsed or self._must_plan:
+        if self._must_plan or self._has_room_for_lapsed() or (self._lapsed and not self._has_work()):
             return False
-        num_tokens = num_blocks = 0
-        num_slots = self._num_idle_slots + len(self.running) + len(self.kv_holding_waiting) + len(self.waiting)
-        for request in (*self.running, *self.kv_holding_waiting, *self.waiting):
-            if self._is_held_back(request):
-                return False
-            num_pending = self._num_pending(request)
-            num_tokens += num_pending
-            num_blocks += self._blocks_to_add(request, num_pending)
-        return (
-            num_tokens <= self.max_num_scheduled_tokens
-            and num_slots <= self.max_num_active_reqs
-            and num_blocks <= self.kv_cache_manager.block_pool.get_num_free_blocks()
-        )
+        waiting = (*self.kv_holding_waiting, *self.waiting)
+        if any(self._is_held_back(request) for request in waiting):
+            return False
+        active = (*self.running, *waiting)
+        pending = [self._num_pending(request) for request in active]
+        num_tokens = sum(pending)
+        if num_tokens > self.max_num_scheduled_tokens or self._num_idle_slots + len(active) > self.max_num_active_reqs:
+            return False
+        num_free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        # None needs more than this bound, which in an ample pool saves looking into every block table.
+        if len(active) + (num_tokens + len(active) * self.num_lookahead_tokens) // self.block_size <= num_free:
+            return True
+        return sum(map(self._blocks_to_add, active, pending)) <= num_free
 
     def _split_waiting(self) -> tuple[list[Request], list[Request]]:
         """Waiting requests that vLLM holds back for reasons of its own, and the others."""
@@ -465,7 +493,14 @@ class _StreamingMixin(Scheduler):
         return plan(active, self._live_idle, resources, self._ranking, self._wall(), self._block_table, self._prefix_hit)
 
     def _live_idle(self) -> list[LiveRequest]:
-        return [self._live(request) for request_id, request in self._idle.items() if request_id not in self._lapsed]
+        found = []
+        for request_id, request in self._idle.items():
+            stream = self._streams[request_id]
+            live = stream.live = stream.live or self._live(request)
+            if request_id not in self._lapsed:
+                live.evictable = self._request_blocks_can_be_freed(request)
+                found.append(live)
+        return found
 
     def _live(self, request: Request) -> LiveRequest:
         stream = self._streams.get(request.request_id)
@@ -513,20 +548,24 @@ class _StreamingMixin(Scheduler):
     def _collect(self, held: Iterable[Request]) -> None:
         """Put the held requests back, and take out those that have become idle."""
         left = [*self.kv_holding_waiting, *self.waiting]
-        self._reset_queues()
+        if left:
+            self._reset_queues()
         for request in held:
             if request.status == RequestStatus.RUNNING and not self._has_lapsed(request):
                 self.running.append(request)
             else:
                 left.append(request)
-        for request in [r for r in self.running if r.request_id in self._streams and self._num_pending(r) <= 0]:
-            if self._streams[request.request_id].partial:
-                self.running.remove(request)
-                left.append(request)
+        if self._num_partial > len(self._idle):
+            self.running, idle = _partition(self._has_become_idle, self.running)
+            left += idle
         for request in left:
             if request.status == RequestStatus.RUNNING:
                 request.status = RequestStatus.WAITING
             self._place(request)
+
+    def _has_become_idle(self, request: Request) -> bool:
+        stream = self._streams.get(request.request_id)
+        return stream is not None and stream.partial and self._num_pending(request) <= 0
 
     def _note_hits(self, fresh: Iterable[Request], scheduled: dict[str, int]) -> None:
         """Note what the prefix cache gave to streams that had no KV before this step."""
@@ -539,7 +578,7 @@ class _StreamingMixin(Scheduler):
                     self._feedback.record(request.request_id, StepKind.RESUMED, stream.num_hit, self._clock())
                     stream.was_evicted = False
 
-    def _note_refusals(self, waiting: Iterable[Request], scheduled: dict[str, int]) -> None:
+    def _note_refusals(self, waiting: Iterable[Request], scheduled: dict[str, int]) -> bool:
         """Mend what vLLM did not take of the waiting requests that it was shown.
 
         Where there was no plan, the next step makes one. Where blocks were short for the first that was granted, at which vLLM
@@ -548,7 +587,7 @@ class _StreamingMixin(Scheduler):
         refused = [r for r in waiting if r.request_id not in scheduled and not self._is_held_back(r)]
         self._must_plan = bool(refused) and self._plan is None
         if self._plan is None:
-            return
+            return bool(refused)
         grants = self._plan.grants
         refused = [request for request in refused if request.request_id in grants]
         self._feedback.counters.num_grants_refused += len(refused)
@@ -557,11 +596,16 @@ class _StreamingMixin(Scheduler):
             self._blocks_to_add(request, grants[request.request_id]) > pool.get_num_free_blocks() for request in refused[:1]
         )
         self._debt = min(2 * self._debt + 1, pool.num_gpu_blocks) if is_short else 0
+        return bool(refused)
 
     def _blocks_to_add(self, request: Request, num_tokens: int) -> int:
         """Blocks that the request needs beyond those in its table to compute ``num_tokens`` more."""
         num_slot_tokens = request.num_computed_tokens + num_tokens + self.num_lookahead_tokens
         return max(0, -(-num_slot_tokens // self.block_size) - self._num_blocks(request))
+
+    def _has_work(self) -> bool:
+        """Tell whether a step could advance somebody other than a lapsed stream."""
+        return bool(self.running or self.kv_holding_waiting or self.waiting)
 
     def _evict_somebody(self) -> None:
         holders = [r for r in (*self.running, *self._idle.values()) if self._holds_kv_blocks(r)]
@@ -644,7 +688,10 @@ class _StreamingMixin(Scheduler):
         num_unfinished = super().get_num_unfinished_requests()
         if self._pause_state != PauseState.UNPAUSED:
             return num_unfinished
-        return num_unfinished - len(self._idle)
+        num_active = num_unfinished - len(self._idle)
+        # Before all sleep the lapsed ones are asked once more: what the others computed may be a prefix of theirs.
+        asks = bool(self._lapsed) and not (num_active or self._was_refused_at_rest)
+        return num_active + (asks or self._has_room_for_lapsed())
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
         """As in vLLM; with ``reset_running_requests`` streams that wait or idle give their KV up too."""
@@ -653,6 +700,14 @@ class _StreamingMixin(Scheduler):
                 if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:
                     self._evict(request)
         return bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
+
+
+def _partition(holds: Callable[[Request], bool], requests: Iterable[Request]) -> tuple[list[Request], list[Request]]:
+    """Those for which ``holds`` is false, and those for which it is true, in their order."""
+    parts: tuple[list[Request], list[Request]] = [], []
+    for request in requests:
+        parts[holds(request)].append(request)
+    return parts
 
 
 def _as_table(blocks: KVCacheBlocks) -> BlockTable:

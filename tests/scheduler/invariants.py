@@ -40,6 +40,10 @@ def idle_of(scheduler: Any) -> Mapping[str, Request]:
     return getattr(scheduler, "_idle", {})  # stock vLLM has none
 
 
+def lapsed_of(scheduler: Any) -> Mapping[str, Request]:
+    return getattr(scheduler, "_lapsed", {})
+
+
 def check_queues(scheduler: Any, sent: Mapping[str, Sent]) -> None:
     """Each live request is in one queue, and the counts that the engine core goes by tell of them."""
     require(scheduler.requests.keys() == sent.keys(), f"it has {set(scheduler.requests)}, sent were {set(sent)}")
@@ -53,7 +57,27 @@ def check_queues(scheduler: Any, sent: Mapping[str, Sent]) -> None:
     if scheduler.pause_state == PauseState.UNPAUSED:
         runnable = [request_id for request_id, one in sent.items() if not one.partial or _must_run(scheduler, request_id)]
         num_unfinished = scheduler.get_num_unfinished_requests()
-        require(num_unfinished == len(runnable), f"{num_unfinished} unfinished, but a step could advance {runnable}")
+        asks = num_unfinished - len(runnable)
+        require(asks in (0, bool(lapsed_of(scheduler))), f"{num_unfinished} unfinished, but a step could advance {runnable}")
+        if num_unfinished == 0:
+            check_rest(scheduler)
+
+
+def check_rest(scheduler: Any) -> None:
+    """The engine core sleeps: no stream that lost its KV while it was idle could come back now."""
+    num_slots = sum(request.num_computed_tokens > 0 for request in scheduler.requests.values())
+    num_free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    for request in lapsed_of(scheduler).values():
+        holds_slot = request.num_computed_tokens > 0
+        table = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
+        hit = () if holds_slot else scheduler.kv_cache_manager.get_computed_blocks(request)[0].blocks[0]
+        start = max(request.num_computed_tokens, len(hit) * scheduler.block_size)
+        end = min(request.num_tokens - 1, start + scheduler.max_num_scheduled_tokens) + scheduler.num_lookahead_tokens
+        num_blocks = -(-end // scheduler.block_size) - len(table) - sum(block.ref_cnt > 0 for block in hit)
+        fits = num_blocks <= num_free and num_slots + (not holds_slot) <= scheduler.max_num_active_reqs
+        require(
+            not fits, f"{request.request_id} has lapsed, and all sleep though {num_free} blocks are free for its {num_blocks}"
+        )
 
 
 def check_books(scheduler: Any, sent: Mapping[str, Sent], block_size: int) -> None:
@@ -103,4 +127,4 @@ def check_kv(scheduler: Any, sent: Mapping[str, Sent], store: KvStore) -> None:
 def _must_run(scheduler: Any, request_id: str) -> bool:
     """Tell whether a partial request has something to compute, and may ask for room to do it."""
     request = scheduler.requests[request_id]
-    return bool(request.num_computed_tokens < request.num_tokens - 1) and request_id not in scheduler._lapsed
+    return bool(request.num_computed_tokens < request.num_tokens - 1) and request_id not in lapsed_of(scheduler)
