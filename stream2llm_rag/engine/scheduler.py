@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.sampling_params import SamplingType
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -28,14 +28,12 @@ from vllm.v1.request import Request, RequestStatus
 
 from stream2llm_rag.engine import protocol
 from stream2llm_rag.engine.feedback import STATS_KEY, CoreFeedback, StepKind
-from stream2llm_rag.engine.planner import BlockTable, Plan, Resources, plan
+from stream2llm_rag.engine.ledger import BlockTable
+from stream2llm_rag.engine.planner import Plan, Resources, plan
 from stream2llm_rag.engine.policy import LiveRequest, make_policy
 from stream2llm_rag.engine.protocol import Op, OpKind, RefusedOpError
 from stream2llm_rag.engine.settings import CoreSettings
 from stream2llm_rag.token_ids import common_prefix
-
-if TYPE_CHECKING:
-    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +157,8 @@ class _StreamingMixin(Scheduler):
         stream.last_chunk_at = chunk.arrival_time
         stream.num_remaining = op.num_remaining
         stream.lapsed = False
+        if self._weighs:
+            self._refused_room = NO_ROOM  # what comes may change what everybody's blocks are worth
         before = request.num_tokens
         if op.kind is OpKind.APPEND:
             self._extend(request, chunk.prompt_token_ids)
@@ -297,8 +297,10 @@ class _StreamingMixin(Scheduler):
         """Put a request that is in no queue where it belongs."""
         stream = self._streams.get(request.request_id)
         is_idle = stream is not None and stream.partial and (stream.lapsed or self._num_pending(request) <= 0)
-        if stream is not None and not request.num_in_flight_tokens:  # else it had work, and its step is still to be noted
-            stream.has_work = not is_idle
+        if stream is not None:
+            stream.live = None
+            if not request.num_in_flight_tokens:  # else it had work, and its step is still to be noted
+                stream.has_work = not is_idle
         if is_idle:
             self._inflight_prefills.discard(request)
             self._idle[request.request_id] = request
@@ -306,9 +308,13 @@ class _StreamingMixin(Scheduler):
                 self._lapsed[request.request_id] = request
                 self._refused_room, self._was_refused_at_rest = NO_ROOM, False
             self._count_idle(request, 1)
-            stream.live = None
         else:
             self._enqueue_waiting_request(request)
+
+    @property
+    def _weighs(self) -> bool:
+        """Whether the policy lets a partial request displace what is worth less, whoever holds it."""
+        return self._ranking.rules.displaces is not None
 
     def _room(self) -> tuple[int, int]:
         """Free blocks and slots."""
@@ -421,6 +427,8 @@ class _StreamingMixin(Scheduler):
         self._note_hits(fresh, output.num_scheduled_tokens)
         was_refused = self._note_refusals(waiting, output.num_scheduled_tokens)
         made, self._plan = self._plan, None
+        if made is not None and self._weighs:
+            self._let_lapse(made.refused)
         self._collect(held)
         if made is not None and not was_refused:
             self._note_room(made)
@@ -428,6 +436,13 @@ class _StreamingMixin(Scheduler):
         counters.num_steps += 1
         counters.planning_s += planned - started + time.perf_counter() - done
         return output
+
+    def _let_lapse(self, refused: Iterable[str]) -> None:
+        """Let partial requests that may displace nobody now wait among the lapsed ones, beside which the core can sleep."""
+        for request_id in refused:
+            stream = self._streams.get(request_id)
+            if stream is not None and stream.partial:
+                stream.lapsed = True
 
     def _note_room(self, made: Plan) -> None:
         """Remember the room that was left, if nothing but room was short for all lapsed streams that were left out."""
@@ -443,6 +458,8 @@ class _StreamingMixin(Scheduler):
         In most steps this is the whole planning. Prefix-cache hits are left out: they could only lower the sum.
         """
         if self._must_plan or self._has_room_for_lapsed() or (self._lapsed and not self._has_work()):
+            return False
+        if self._ranking.rules.partials_wait and self._num_partial > len(self._idle):
             return False
         waiting = (*self.kv_holding_waiting, *self.waiting)
         if any(self._is_held_back(request) for request in waiting):
@@ -483,6 +500,7 @@ class _StreamingMixin(Scheduler):
             slots=self.max_num_active_reqs - num_slots,
             block_size=self.block_size,
             num_lookahead_tokens=self.num_lookahead_tokens,
+            pool_blocks=self.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is the null block
         )
         made = self._plan_with(active, resources)
         if self._debt and not made.grants:
@@ -496,8 +514,8 @@ class _StreamingMixin(Scheduler):
         found = []
         for request_id, request in self._idle.items():
             stream = self._streams[request_id]
-            live = stream.live = stream.live or self._live(request)
             if request_id not in self._lapsed:
+                live = stream.live = stream.live or self._live(request)
                 live.evictable = self._request_blocks_can_be_freed(request)
                 found.append(live)
         return found
@@ -514,15 +532,15 @@ class _StreamingMixin(Scheduler):
             num_blocks=self._num_blocks(request),
             holds_slot=request.status == RequestStatus.RUNNING or self._holds_kv_blocks(request),
             evictable=self._request_blocks_can_be_freed(request),
-            may_evict=not self._has_lapsed(request),
+            may_evict=self._weighs or not self._has_lapsed(request),
             num_remaining=stream.num_remaining if stream is not None else None,
         )
 
     def _block_table(self, request_id: str) -> BlockTable:
-        return _as_table(self.kv_cache_manager.get_blocks(request_id))
+        return self._first_tables[request_id]
 
     def _prefix_hit(self, request_id: str) -> BlockTable:
-        return _as_table(self.kv_cache_manager.get_computed_blocks(self.requests[request_id])[0])
+        return self.kv_cache_manager.get_computed_blocks(self.requests[request_id])[0].blocks[0]
 
     def _carry_out(self, made: Plan) -> list[Request]:
         """Evict, and leave in vLLM's queues just what the plan lets run, in its order. Returns those held out."""
@@ -641,6 +659,7 @@ class _StreamingMixin(Scheduler):
         ended = self._clock()
         started = self._step_started.pop(id(scheduler_output), ended)
         self._num_steps_ended += 1
+        self._ranking.saw_step(scheduler_output.total_num_scheduled_tokens, ended - started)
         for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
             stream = self._streams.get(request_id)
             if stream is None:
@@ -708,10 +727,6 @@ def _partition(holds: Callable[[Request], bool], requests: Iterable[Request]) ->
     for request in requests:
         parts[holds(request)].append(request)
     return parts
-
-
-def _as_table(blocks: KVCacheBlocks) -> BlockTable:
-    return ((block.block_id, block.ref_cnt) for group in blocks.blocks for block in group if not block.is_null)
 
 
 class StreamingScheduler(_StreamingMixin):

@@ -42,7 +42,6 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
         "remove_requests": "requests",
     },
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): {
-        "get_blocks": "request_id",
         "get_computed_blocks": "request",
         "truncate_computed_blocks": "blocks, num_computed_tokens",
     },
@@ -85,7 +84,7 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
         "prev_step_scheduled_req_ids requests reset_preempted_req_ids running scheduler_reserve_full_isl waiting"
     ),
     ("vllm.v1.core.sched.interface", "PauseState"): "UNPAUSED",
-    ("vllm.v1.core.sched.output", "SchedulerOutput"): "num_scheduled_tokens",
+    ("vllm.v1.core.sched.output", "SchedulerOutput"): "num_scheduled_tokens total_num_scheduled_tokens",
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): "block_pool coordinator watermark_blocks",
     ("vllm.v1.core.kv_cache_manager", "KVCacheBlocks"): "blocks",
     ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator"): "single_type_managers",
@@ -93,7 +92,7 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
         "block_pool block_size num_cached_block req_to_blocks"
     ),
     ("vllm.v1.core.block_pool", "BlockPool"): "num_gpu_blocks",
-    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock"): "block_hash block_id is_null ref_cnt",
+    ("vllm.v1.core.kv_cache_utils", "KVCacheBlock"): "block_hash block_id ref_cnt",
     ("vllm.v1.request", "Request"): (
         "_all_token_ids arrival_time block_hashes drop_stale_output kv_transfer_params max_tokens num_computed_tokens "
         "num_in_flight_tokens num_output_placeholders num_output_tokens num_prompt_tokens num_stale_output_tokens num_tokens "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from stream2llm_rag.engine.policy import POLICIES, LiveRequest, Policy, Rank
+from dataclasses import replace
+
+from stream2llm_rag.engine.policy import POLICIES, LiveRequest, Policy, Rank, Rules
 
 STEPS_EACH = 7
 
@@ -16,12 +18,8 @@ class Rotating(Policy):
         self._now = 0.0
 
     @property
-    def evicts_tails(self) -> bool:  # type: ignore[override]
-        return self._current.evicts_tails
-
-    @property
-    def skips_blocked(self) -> bool:  # type: ignore[override]
-        return self._num_steps % 3 != 0
+    def rules(self) -> Rules:  # type: ignore[override]
+        return replace(self._current.rules, skips_blocked=self._num_steps % 3 != 0)
 
     def rank(self, request: LiveRequest, now: float) -> Rank:
         if now != self._now:

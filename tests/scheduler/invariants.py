@@ -66,7 +66,9 @@ def check_queues(scheduler: Any, sent: Mapping[str, Sent]) -> None:
 def check_rest(scheduler: Any) -> None:
     """The engine core sleeps: no stream that lost its KV while it was idle could come back now."""
     num_slots = sum(request.num_computed_tokens > 0 for request in scheduler.requests.values())
-    num_free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    pool = scheduler.kv_cache_manager.block_pool
+    num_reserved = int(scheduler._ranking.rules.reserved_share * (pool.num_gpu_blocks - 1)) if lapsed_of(scheduler) else 0
+    num_free = pool.get_num_free_blocks() - num_reserved
     for request in lapsed_of(scheduler).values():
         holds_slot = request.num_computed_tokens > 0
         table = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]

@@ -234,15 +234,6 @@ def the_engine_sleeps_beside_a_lapsed_stream_that_fits(patch: pytest.MonkeyPatch
 
 
 @mutant
-def lapsed_streams_are_not_asked_before_all_sleep(patch: pytest.MonkeyPatch) -> None:
-    def note(original: Any, self: Any, made: Any) -> None:
-        original(self, made)
-        self._was_refused_at_rest = True
-
-    around(patch, "_note_room", note)
-
-
-@mutant
 def a_pause_leaves_computed_streams_running(patch: pytest.MonkeyPatch) -> None:
     def collect(original: Any, self: Any, held: Any) -> None:
         if self.pause_state.name == "UNPAUSED":

@@ -29,8 +29,20 @@ def test_idle_streams_that_do_not_fit_together_do_not_take_turns(policy: str) ->
     machine.plain("plain", prompt(2, 2), SamplingParams(max_tokens=17))  # keeps the core awake
     run(machine)
     assert machine.num_answered == 1
-    assert evicted == 1
+    assert evicted <= 1  # none where the policy finds the second worth no more than the first
     assert counters(machine).num_evictions <= evicted + 5  # at most one for each block that "plain" comes to hold
+
+
+def test_an_evicted_stream_comes_back_when_another_has_computed_its_prefix() -> None:
+    machine = Machine(Setup(block_size=4, max_model_len=32, num_blocks=9, max_num_seqs=3, token_budget=64))
+    machine.open("evicted", prompt(9))
+    run(machine)
+    machine.open("other", prompt(29, 1))
+    run(machine)
+    machine.abort("other")
+    machine.open("same prefix", prompt(29))  # takes all but one block: less than the evicted one needs without it
+    run(machine)
+    assert machine.scheduler.requests["evicted"].num_computed_tokens == 8
 
 
 def test_an_evicted_stream_comes_back_when_there_is_room() -> None:

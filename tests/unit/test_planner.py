@@ -1,15 +1,23 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream2llm_rag.engine.planner import BlockTable, Plan, Resources, Victim, plan
-from stream2llm_rag.engine.policy import LiveRequest, Policy
+from stream2llm_rag.engine.ledger import BlockTable
+from stream2llm_rag.engine.planner import Plan, Resources, Victim, plan
+from stream2llm_rag.engine.policy import LiveRequest, Policy, Rules
 from stream2llm_rag.engine.policy.paper import Fcfs, TailFcfs
 
 BLOCK = 16
+
+
+@dataclass
+class HeldBlock:
+    block_id: int
+    ref_cnt: int
 
 
 class World:
@@ -25,10 +33,13 @@ class World:
         return sum(block in table for table in self.tables.values())
 
     def table(self, request_id: str) -> BlockTable:
-        return [(block, self.holders(block)) for block in self.tables.get(request_id, ())]
+        return self._held(self.tables.get(request_id, ()))
 
     def hit(self, request_id: str) -> BlockTable:
-        return [(block, self.holders(block)) for block in self.hits.get(request_id, ())]
+        return self._held(self.hits.get(request_id, ()))
+
+    def _held(self, blocks: Iterable[int]) -> BlockTable:
+        return [HeldBlock(block, self.holders(block)) for block in blocks]
 
     def plan(self, policy: Policy | None = None, *, budget: int = 10**6, blocks: int = 0, slots: int = 10) -> Plan:
         active = [r for r in self.requests.values() if r.num_pending > 0]
@@ -145,7 +156,7 @@ def test_shared_blocks_of_a_tail_are_not_cut_in_vain() -> None:
 
 def test_a_policy_may_wait_for_a_request_that_does_not_fit() -> None:
     class Patient(Fcfs):
-        skips_blocked = False
+        rules = Rules(skips_blocked=False)
 
     world = World(request("large", 1, 0, 160), request("small", 2, 0, 16))
     assert world.plan(Patient(), blocks=2).grants == {}

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from stream2llm_rag.engine.policy import DEFAULT_POLICY, POLICIES, LiveRequest, Policy, Rank, make_policy
-from stream2llm_rag.engine.policy.aged import AgedFcfs
+from stream2llm_rag.engine.planner import Resources, plan
+from stream2llm_rag.engine.policy import POLICIES, LiveRequest, Policy, Rank, Rules, make_policy
+from stream2llm_rag.engine.policy.paper import Fcfs
 from stream2llm_rag.errors import InvalidInputError
 
 
@@ -36,23 +39,30 @@ def test_a_policy_ranks_as_it_is_defined(name: str, order: list[str]) -> None:
 
 
 class TestAgeing:
+    @staticmethod
+    def first(requests: list[LiveRequest], now: float, max_wait_s: float) -> list[str]:
+        class Aged(Fcfs):
+            rules = Rules(max_wait_s=max_wait_s)
+
+        resources = Resources(token_budget=10, blocks=9, slots=9, block_size=16)
+        made = plan(requests, list, resources, Aged(), now, lambda _: [], lambda _: [])
+        return list(made.grants)
+
     def test_whoever_has_waited_too_long_since_its_final_context_comes_first(self) -> None:
-        policy = AgedFcfs(max_wait_s=2.0)
-        order = sorted(REQUESTS, key=lambda r: policy.rank(r, now=7.5))
-        assert [r.request_id for r in order] == ["fourth", "third", "first", "second"]
+        assert self.first(REQUESTS, 6.5, max_wait_s=2.0) == ["third"]
+        assert self.first(REQUESTS, 7.5, max_wait_s=2.0) == ["fourth"]
 
     def test_no_stream_of_earlier_arrivals_keeps_an_old_request_back(self) -> None:
-        policy, old = AgedFcfs(max_wait_s=10.0), request("old", 100.0, 100.0, partial=False)
+        old = request("old", 100.0, 100.0, partial=False)
         earlier = [request(str(n), float(n), 105.0 + n, partial=False) for n in range(50)]
-        assert min([old, *earlier], key=lambda r: policy.rank(r, now=110.5)) is old
+        assert self.first([*earlier, old], 110.5, max_wait_s=10.0) == ["old"]
 
     def test_partial_requests_do_not_age(self) -> None:
-        policy = AgedFcfs(max_wait_s=1.0)
         partial, complete = request("p", 1, 1, partial=True), request("c", 99, 99.9, partial=False)
-        assert policy.rank(complete, 100.0) < policy.rank(partial, 100.0)
+        assert self.first([partial, complete], 100.0, max_wait_s=1.0) == ["c"]
 
-    def test_the_default_ages_and_the_policies_of_the_paper_do_not(self) -> None:
-        assert [name for name, made in POLICIES.items() if issubclass(made, AgedFcfs)] == [DEFAULT_POLICY]
+    def test_the_policies_of_the_paper_do_not_age(self) -> None:
+        assert {POLICIES[name].rules.max_wait_s for name in ("fifo", "fcfs", "lcas", "mcps")} == {math.inf}
 
 
 class Mine(Policy):

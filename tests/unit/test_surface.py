@@ -133,7 +133,8 @@ def test_only_these_modules_import_vllm() -> None:
 
 
 def test_nothing_is_listed_that_nobody_uses() -> None:
-    used = {member for name in USERS for _, member in accesses(MODULES[name])} | overridden() | passed_by_name()
+    readers = (*USERS, "ledger")  # the ledger reads vLLM's blocks without knowing it
+    used = {member for name in readers for _, member in accesses(MODULES[name])} | overridden() | passed_by_name()
     every = {member for owner in {owner for _, owner in (*METHODS, *ATTRIBUTES)} for member in listed(owner)}
     assert every - used == set()
 

@@ -3,13 +3,15 @@
 from importlib import import_module
 
 from stream2llm_rag.engine.policy.aged import AgedFcfs
-from stream2llm_rag.engine.policy.base import LiveRequest, Policy, Rank
+from stream2llm_rag.engine.policy.base import LiveRequest, Policy, Rank, Rules
+from stream2llm_rag.engine.policy.density import Density
 from stream2llm_rag.engine.policy.paper import Fcfs, Fifo, Lcas, Mcps, TailFcfs
 from stream2llm_rag.errors import InvalidInputError
 
 DEFAULT_POLICY = "aged-fcfs"
 POLICIES: dict[str, type[Policy]] = {
     DEFAULT_POLICY: AgedFcfs,
+    "density": Density,
     "fifo": Fifo,
     "fcfs": Fcfs,
     "lcas": Lcas,
@@ -36,4 +38,4 @@ def _import_policy(name: str) -> type[Policy]:
     return found
 
 
-__all__ = ["DEFAULT_POLICY", "POLICIES", "LiveRequest", "Policy", "Rank", "make_policy"]
+__all__ = ["DEFAULT_POLICY", "POLICIES", "LiveRequest", "Policy", "Rank", "Rules", "make_policy"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 Rank: TypeAlias = tuple[float, ...]
 
@@ -39,6 +39,38 @@ class LiveRequest:
         return self.num_target - self.num_computed
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the planner works for a policy. As they are by default, it is as in the paper."""
+
+    skips_blocked: bool = True
+    """Whether the walk goes on past a request that does not fit, or waits for it."""
+
+    max_wait_s: float = math.inf
+    """A complete request that was not answered within so many seconds of its final context comes before all others, the longest
+    waiting first: however many arrive, each is served at last."""
+
+    evicts_tails: bool = False
+    """Whether a victim loses just the tail blocks that are needed, least :meth:`Policy.worth` first, or all its KV in reverse
+    rank."""
+
+    takes_part: bool = False
+    """Whether a request that does not fit gets what there is, or nothing."""
+
+    displaces: float | None = None
+    """A partial request takes only blocks that are worth less than so many times its own, whoever holds them, were it evicted
+    itself before. None: those of all that rank behind it. For policies that evict tails."""
+
+    reserved_share: float = 0.0
+    """Share of the pool that partial requests leave free."""
+
+    partial_budget: int | None = None
+    """Tokens of a step that all partial requests together may have; None: all that are left."""
+
+    partials_wait: bool = False
+    """Whether partial requests run only in steps in which no complete one has prefill to do: such a step ends sooner."""
+
+
 class Policy(ABC):
     """Who comes first, and whose KV goes. It looks at values, touches nothing, and may learn from what it is told of.
 
@@ -46,18 +78,14 @@ class Policy(ABC):
     and is made anew in each engine core. ``docs/policies.md`` is the page for its author.
     """
 
-    skips_blocked: ClassVar[bool] = True
-    """Whether the walk goes on past a request that does not fit (as in the paper), or waits for it."""
-
-    evicts_tails: ClassVar[bool] = False
-    """Whether a victim loses just the tail blocks that are needed, least :meth:`worth` first, or all its KV in reverse rank."""
+    rules: Rules = Rules()
 
     @abstractmethod
     def rank(self, request: LiveRequest, now: float) -> Rank:
         """Sort key among requests with something to compute: smaller runs first. Those with nothing sort behind all of them."""
 
     def worth(self, request: LiveRequest, num_tokens: int, now: float) -> float:
-        """What it is worth to hold the block that ends at token ``num_tokens`` of the request. Asked where tails are evicted.
+        """What it is worth to hold the block that ends at token ``num_tokens`` of the request. For policies that evict tails.
 
         By default a complete request's blocks are worth most, and of the partial ones those of who came first.
         """
@@ -71,6 +99,9 @@ class Policy(ABC):
 
     def saw_final(self, request_id: str, now: float) -> None:
         """Learn that the final context came."""
+
+    def saw_step(self, num_tokens: int, duration_s: float) -> None:
+        """Learn that a step computed ``num_tokens`` in ``duration_s`` seconds."""
 
     def saw_end(self, request_id: str) -> None:
         """Learn that the request is gone, answered or aborted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stream2llm_rag.engine.policy.base import LiveRequest, Policy, Rank
+from stream2llm_rag.engine.policy.base import LiveRequest, Policy, Rank, Rules
 
 
 class Fifo(Policy):
@@ -27,7 +27,7 @@ class Fcfs(Policy):
 class TailFcfs(Fcfs):
     """As :class:`Fcfs`, but a victim loses just as many tail blocks as are needed and goes on from there."""
 
-    evicts_tails = True
+    rules = Rules(evicts_tails=True)
 
 
 class Lcas(Policy):
