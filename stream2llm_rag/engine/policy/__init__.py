@@ -8,9 +8,9 @@ from stream2llm_rag.engine.policy.density import Density
 from stream2llm_rag.engine.policy.paper import Fcfs, Fifo, Lcas, Mcps, TailFcfs
 from stream2llm_rag.errors import InvalidInputError
 
-DEFAULT_POLICY = "aged-fcfs"
+DEFAULT_POLICY = "density"
 POLICIES: dict[str, type[Policy]] = {
-    DEFAULT_POLICY: AgedFcfs,
+    "aged-fcfs": AgedFcfs,
     "density": Density,
     "fifo": Fifo,
     "fcfs": Fcfs,
