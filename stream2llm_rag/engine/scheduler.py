@@ -61,7 +61,7 @@ class _Stream:
     since: float = 0.0
     """From then on it has waited, or idled, unless it runs."""
     live: LiveRequest | None = None
-    """What the planner sees of it while it is idle: it does not change, and there may be thousands."""
+    """What the planner sees of it, while it is partial and nothing has changed: there may be thousands that just wait."""
 
 
 class _StreamingMixin(Scheduler):
@@ -157,6 +157,7 @@ class _StreamingMixin(Scheduler):
         stream.last_chunk_at = chunk.arrival_time
         stream.num_remaining = op.num_remaining
         stream.lapsed = False
+        stream.live = None
         if self._weighs:
             self._refused_room = NO_ROOM  # what comes may change what everybody's blocks are worth
         before = request.num_tokens
@@ -297,10 +298,8 @@ class _StreamingMixin(Scheduler):
         """Put a request that is in no queue where it belongs."""
         stream = self._streams.get(request.request_id)
         is_idle = stream is not None and stream.partial and (stream.lapsed or self._num_pending(request) <= 0)
-        if stream is not None:
-            stream.live = None
-            if not request.num_in_flight_tokens:  # else it had work, and its step is still to be noted
-                stream.has_work = not is_idle
+        if stream is not None and not request.num_in_flight_tokens:  # else it had work, and its step is still to be noted
+            stream.has_work = not is_idle
         if is_idle:
             self._inflight_prefills.discard(request)
             self._idle[request.request_id] = request
@@ -395,6 +394,7 @@ class _StreamingMixin(Scheduler):
         stream.num_hit = min(stream.num_hit, num_left)
         stream.was_evicted = num_left == 0
         stream.last_step = -1
+        stream.live = None
         self._feedback.record(stream.request.request_id, StepKind.EVICTED, num_before - num_left, self._clock())
 
     # ------------------------------------------------------------------ a step
@@ -485,8 +485,10 @@ class _StreamingMixin(Scheduler):
         return blocked, ready
 
     def _is_held_back(self, request: Request) -> bool:
+        if request.status == RequestStatus.RUNNING:
+            return False
         awaits_output = request.num_stale_output_tokens > 0 and not request.drop_stale_output
-        return request.status != RequestStatus.RUNNING and (awaits_output or self._is_blocked_waiting_status(request.status))
+        return awaits_output or (request.status != RequestStatus.WAITING and self._is_blocked_waiting_status(request.status))
 
     def _make_plan(self) -> Plan:
         blocked, ready = self._split_waiting()
@@ -511,17 +513,19 @@ class _StreamingMixin(Scheduler):
         return plan(active, self._live_idle, resources, self._ranking, self._wall(), self._block_table, self._prefix_hit)
 
     def _live_idle(self) -> list[LiveRequest]:
-        found = []
-        for request_id, request in self._idle.items():
-            stream = self._streams[request_id]
-            if request_id not in self._lapsed:
-                live = stream.live = stream.live or self._live(request)
-                live.evictable = self._request_blocks_can_be_freed(request)
-                found.append(live)
-        return found
+        return [self._live(request) for request_id, request in self._idle.items() if request_id not in self._lapsed]
 
     def _live(self, request: Request) -> LiveRequest:
         stream = self._streams.get(request.request_id)
+        if stream is None or not stream.partial:
+            return self._look_at(request, stream)
+        if stream.live is None:
+            stream.live = self._look_at(request, stream)
+        elif self.defer_block_free:
+            stream.live.evictable = self._request_blocks_can_be_freed(request)
+        return stream.live
+
+    def _look_at(self, request: Request, stream: _Stream | None) -> LiveRequest:
         return LiveRequest(
             request_id=request.request_id,
             arrived_at=request.arrival_time,
@@ -587,6 +591,9 @@ class _StreamingMixin(Scheduler):
 
     def _note_hits(self, fresh: Iterable[Request], scheduled: dict[str, int]) -> None:
         """Note what the prefix cache gave to streams that had no KV before this step."""
+        for request_id in scheduled:
+            if request_id in self._streams:
+                self._streams[request_id].live = None
         for request in fresh:
             stream = self._streams.get(request.request_id)
             num_tokens = scheduled.get(request.request_id)

@@ -24,6 +24,9 @@ MIN_SAMPLES, FEW_SAMPLES = 12, 6
 MAX_PIECES = 15
 MIN_EXPECTED_S = 1e-3
 UNKNOWN_S = 1000.0
+UNKNOWN = (0.0, -math.inf)
+# A value is good for this share of the expected time.
+SHELF_LIFE = 0.02
 
 
 @dataclass(slots=True)
@@ -52,8 +55,7 @@ class Density(Policy):
         self._times = StreamingTimes()
         self._survival = Survival()
         self._token_time = TokenTime(TOKEN_S)
-        self._now = -math.inf
-        self._values: dict[str, float] = {}
+        self._values: dict[str, tuple[float, float]] = {}  # by request, with the time until which each is good
 
     def rank(self, request: LiveRequest, now: float) -> Rank:
         """Complete ones first, by when they became so plus ten times what is left to compute; then the partial ones."""
@@ -66,12 +68,9 @@ class Density(Policy):
         """Work saved by a token of the request, for each second that it must be held, if it survives."""
         if not request.partial:
             return math.inf
-        if now != self._now:
-            self._now = now
-            self._values.clear()
-        value = self._values.get(request.request_id)
-        if value is None:
-            value = self._values[request.request_id] = self._value(request, now)
+        value, until = self._values.get(request.request_id, UNKNOWN)
+        if now > until:
+            value, _ = self._values[request.request_id] = self._value(request, now)
         seen = self._seen.get(request.request_id)
         if seen is None or not seen.updates:
             return value
@@ -80,6 +79,7 @@ class Density(Policy):
     def saw_chunk(self, request_id: str, now: float, num_tokens: int, num_remaining: int | None) -> None:
         """Note the piece."""
         self._seen.setdefault(request_id, _Seen(now)).pieces.append((now, num_remaining))
+        self._values.pop(request_id, None)
 
     def saw_update(self, request_id: str, now: float, kept_share: float) -> None:
         """Learn where updates change prompts."""
@@ -104,10 +104,13 @@ class Density(Policy):
     def saw_end(self, request_id: str) -> None:
         """Forget the request."""
         self._seen.pop(request_id, None)
+        self._values.pop(request_id, None)
 
-    def _value(self, request: LiveRequest, now: float) -> float:
+    def _value(self, request: LiveRequest, now: float) -> tuple[float, float]:
+        """The value, and until when it is good: expectations of many seconds need not be asked anew in each step."""
         num_tokens = max(1, request.num_target)
-        return _work(num_tokens) / num_tokens / max(MIN_EXPECTED_S, self._expected_s(request, now))
+        expected_s = max(MIN_EXPECTED_S, self._expected_s(request, now))
+        return _work(num_tokens) / num_tokens / expected_s, now + SHELF_LIFE * expected_s
 
     def _expected_s(self, request: LiveRequest, now: float) -> float:
         """Expected seconds until the final context."""
