@@ -6,7 +6,9 @@
     ├── LifecycleError (RuntimeError)       used before it was opened, after it was closed, or twice
     ├── MissingExtraError (ImportError)     an optional dependency is not installed; names the extra
     ├── RetrievalError                      a retriever failed; keeps the documents it had found
-    │   └── CrawlError                      a crawl could not start or go on
+    │   ├── CrawlError                      a crawl could not start or go on
+    │   ├── IndexBuildError                 a vector index could not be built
+    │   └── IndexFormatError                the files of a vector index are missing, damaged, or of another kind
     └── EngineError                         the engine could not do what was asked
         ├── EngineStartError                it did not start
         ├── UnsupportedError                vLLM, or we on it, do not support this
@@ -58,6 +60,14 @@ class RetrievalError(Stream2LLMError):
 
 class CrawlError(RetrievalError):
     """A crawl could not start or go on."""
+
+
+class IndexBuildError(RetrievalError):
+    """A vector index could not be built."""
+
+
+class IndexFormatError(RetrievalError):
+    """The files of a vector index are missing, damaged, or of another kind."""
 
 
 class EngineError(Stream2LLMError):

@@ -1,0 +1,19 @@
+"""A vector search on disk that streams: documents go out as soon as they will most likely stay. Needs the ``diskann`` extra.
+
+``layout`` reads DiskANN's files, ``kernels`` is the search, compiled, ``readers`` bring its nodes; ``stability`` decides what may be
+shown early and ``calibration`` fits that to an index; ``index`` is what users hold, ``retriever`` makes a StreamingRetriever of it.
+"""
+
+import importlib.util
+
+from stream2llm_rag.errors import MissingExtraError
+
+for _module in ("numba",):
+    if importlib.util.find_spec(_module) is None:
+        raise MissingExtraError(f"{_module}, which DiskANNIndex needs,", "diskann")
+
+from stream2llm_rag.retrievers.diskann.build import BuildProgress, GraphParameters  # noqa: E402 - only after the check above
+from stream2llm_rag.retrievers.diskann.index import DiskANNIndex  # noqa: E402
+from stream2llm_rag.retrievers.diskann.stability import Snapshot, Thresholds  # noqa: E402
+
+__all__ = ["BuildProgress", "DiskANNIndex", "GraphParameters", "Snapshot", "Thresholds"]
