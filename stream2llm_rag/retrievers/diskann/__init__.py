@@ -13,7 +13,9 @@ for _module in ("numba",):
         raise MissingExtraError(f"{_module}, which DiskANNIndex needs,", "diskann")
 
 from stream2llm_rag.retrievers.diskann.build import BuildProgress, GraphParameters  # noqa: E402 - only after the check above
+from stream2llm_rag.retrievers.diskann.embedding import LatentSemanticEmbedding  # noqa: E402
 from stream2llm_rag.retrievers.diskann.index import DiskANNIndex  # noqa: E402
+from stream2llm_rag.retrievers.diskann.retriever import DiskANNRetriever  # noqa: E402
 from stream2llm_rag.retrievers.diskann.stability import Snapshot, Thresholds  # noqa: E402
 
-__all__ = ["BuildProgress", "DiskANNIndex", "GraphParameters", "Snapshot", "Thresholds"]
+__all__ = ["BuildProgress", "DiskANNIndex", "DiskANNRetriever", "GraphParameters", "LatentSemanticEmbedding", "Snapshot", "Thresholds"]

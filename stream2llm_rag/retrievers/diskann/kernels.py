@@ -90,15 +90,15 @@ def fill_table(table: Array, query: Array, centers: Array, chunks: Array) -> Non
                 table[chunk, center] += difference * difference
 
 
-@njit(nogil=True, cache=True, fastmath=_REORDER)
-def _approximate(state: State, node: int) -> Any:
+@njit(nogil=True, cache=True, forceinline=True, fastmath=_REORDER)
+def _approximate(table: Array, codes: Array, node: int) -> Any:
     total = np.float32(0)
-    for chunk in range(state.table.shape[0]):
-        total += state.table[chunk, state.codes[node, chunk]]
+    for chunk in range(table.shape[0]):
+        total += table[chunk, codes[node, chunk]]
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=_REORDER)
+@njit(nogil=True, cache=True, forceinline=True, fastmath=_REORDER)
 def _squared_distance(vector: Array, query: Array) -> Any:
     total = np.float32(0)
     for dim in range(len(query)):
@@ -107,7 +107,7 @@ def _squared_distance(vector: Array, query: Array) -> Any:
     return total
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _exact(geometry: Geometry, state: State, node_bytes: Array) -> Any:
     stored = node_bytes[: geometry.vector_bytes]
     if geometry.element_bytes == 4:
@@ -117,11 +117,13 @@ def _exact(geometry: Geometry, state: State, node_bytes: Array) -> Any:
     return _squared_distance(stored.view(np.int8), state.query)
 
 
-@njit(nogil=True, cache=True)
-def add_candidate(state: State, node: int, distance: Any) -> None:
-    """Put a node among the candidates, or leave it where L nearer ones are there."""
-    ids, distances, expanded = state.candidate_ids, state.candidate_distances, state.candidate_expanded
-    size, capacity = state.counters[NUM_CANDIDATES], len(ids)
+@njit(nogil=True, cache=True, forceinline=True)
+def _add_candidate(ids: Array, distances: Array, expanded: Array, counters: Array, node: int, distance: Any) -> None:
+    """Put a node among the candidates, or leave it where L nearer ones are there.
+
+    Here and above, arrays and not the whole State: this runs once for each neighbour, and a call hands over every field.
+    """
+    size, capacity = counters[NUM_CANDIDATES], len(ids)
     if size == capacity:
         last = distances[size - 1]
         if last < distance or (last == distance and ids[size - 1] < node):
@@ -140,11 +142,11 @@ def add_candidate(state: State, node: int, distance: Any) -> None:
     for place in range(min(size, capacity - 1), low, -1):
         ids[place], distances[place], expanded[place] = ids[place - 1], distances[place - 1], expanded[place - 1]
     ids[low], distances[low], expanded[low] = node, distance, 0
-    state.counters[NUM_CANDIDATES] = min(size + 1, capacity)
-    state.counters[CURSOR] = min(state.counters[CURSOR], low)
+    counters[NUM_CANDIDATES] = min(size + 1, capacity)
+    counters[CURSOR] = min(counters[CURSOR], low)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _add_top(state: State, node: int, distance: Any) -> None:
     ids, distances, hops = state.top_ids, state.top_distances, state.top_hops
     size, capacity = state.counters[NUM_TOP], len(ids)
@@ -159,14 +161,14 @@ def _add_top(state: State, node: int, distance: Any) -> None:
     state.counters[CHANGED_AT] = state.counters[NUM_HOPS]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def is_done(state: State) -> bool:
     """Whether every candidate was expanded, something went wrong, or somebody wants the search to end."""
     counters = state.counters
     return counters[CURSOR] >= counters[NUM_CANDIDATES] or counters[ERROR] != 0 or state.stop[0] != 0
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def take_beam(state: State) -> int:
     """Mark the nearest candidates that were not expanded yet as the beam of a new hop; how many they are."""
     counters, expanded = state.counters, state.candidate_expanded
@@ -185,7 +187,7 @@ def take_beam(state: State) -> int:
     return num_beam
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def first_sector(geometry: Geometry, node: int) -> int:
     """The sector in which a node starts."""
     if geometry.nodes_per_sector > 0:
@@ -193,19 +195,19 @@ def first_sector(geometry: Geometry, node: int) -> int:
     return 1 + node * geometry.sectors_per_node
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def offset_in_sector(geometry: Geometry, node: int) -> int:
     """Bytes before a node in its sector."""
     return (node % geometry.nodes_per_sector) * geometry.node_bytes if geometry.nodes_per_sector > 0 else 0
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _fail(state: State, error: int, node: int) -> None:
     state.counters[ERROR] = error
     state.counters[ERROR_NODE] = node
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _expand(geometry: Geometry, state: State, place: int, node_bytes: Array) -> None:
     """Take in the node at a place of the beam: its exact distance, and its neighbours as candidates."""
     node = state.beam_ids[place]
@@ -221,21 +223,26 @@ def _expand(geometry: Geometry, state: State, place: int, node_bytes: Array) -> 
     degree = neighbours[0]
     if degree > geometry.max_degree:
         return _fail(state, DEGREE_WRONG, node)
-    epoch = state.counters[EPOCH]
+    ids, distances, expanded = state.candidate_ids, state.candidate_distances, state.candidate_expanded
+    counters, visited, table, codes = state.counters, state.visited, state.table, state.codes
+    epoch = counters[EPOCH]
     for edge in range(1, degree + 1):
         neighbour = np.int64(neighbours[edge])
         if neighbour >= geometry.num_points:
             return _fail(state, NEIGHBOUR_WRONG, node)
-        if state.visited[neighbour] != epoch:
-            state.visited[neighbour] = epoch
-            add_candidate(state, neighbour, _approximate(state, neighbour))
+        if visited[neighbour] != epoch:
+            visited[neighbour] = epoch
+            _add_candidate(ids, distances, expanded, counters, neighbour, _approximate(table, codes, neighbour))
 
 
 @njit(nogil=True, cache=True)
 def start(state: State, node: int) -> None:
     """Make ``node`` the only candidate."""
     state.visited[node] = state.counters[EPOCH]
-    add_candidate(state, node, _approximate(state, node))
+    distance = _approximate(state.table, state.codes, node)
+    _add_candidate(
+        state.candidate_ids, state.candidate_distances, state.candidate_expanded, state.counters, node, distance
+    )
 
 
 @njit(nogil=True, cache=True)
