@@ -12,6 +12,7 @@ from stream2llm_rag import __version__
 from stream2llm_rag.cli.ask import ask
 from stream2llm_rag.cli.demo import demo
 from stream2llm_rag.cli.doctor import doctor
+from stream2llm_rag.cli.index import index_app
 from stream2llm_rag.cli.terminal import show_error
 from stream2llm_rag.cli.timeline import timeline
 from stream2llm_rag.errors import Stream2LLMError
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 for command in (ask, demo, doctor, timeline):
     app.command()(command)
+app.add_typer(index_app, name="index")
 
 
 def _show_version(wanted: bool) -> None:

@@ -65,7 +65,7 @@ def _progress(console: Console, *columns: ProgressColumn) -> Progress:
 
 
 @asynccontextmanager
-async def running(engine: Stream2LLMEngine, console: Console, model: str) -> AsyncIterator[None]:
+async def running(engine: Stream2LLMEngine, console: Console, model: str) -> AsyncIterator[Stream2LLMEngine]:
     """Start ``engine``, and end it with the block. Both take their time, and ``console`` shows that."""
     with spinner(console, f"Starting the engine with {clean(model)}") as progress:
         starting = asyncio.ensure_future(engine.__aenter__())
@@ -78,7 +78,7 @@ async def running(engine: Stream2LLMEngine, console: Console, model: str) -> Asy
             await engine.aclose()  # it may have started after all
             raise
     try:
-        yield
+        yield engine
     finally:
         with spinner(console, "Ending the engine"):
             await engine.aclose()
@@ -87,14 +87,16 @@ async def running(engine: Stream2LLMEngine, console: Console, model: str) -> Asy
 class Pages:
     """Shows the pages of ``num_retrievals`` as they come, at most ``max_pages`` of each: a line for each, and a bar below.
 
+    Where nobody knows how many will come (None), the bar shows only that something is under way.
+
     A context manager, and to be called with each event of the timelines. The bar goes when the last retrieval has ended.
     """
 
-    def __init__(self, console: Console, max_pages: int, num_retrievals: int = 1) -> None:
+    def __init__(self, console: Console, max_pages: int | None, num_retrievals: int = 1) -> None:
         self._console = console
         self._num_retrievals = num_retrievals
         self._progress = _progress(console, SpinnerColumn(), _WORDS, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._task = self._progress.add_task("Retrieving", total=max_pages * num_retrievals)
+        self._task = self._progress.add_task("Retrieving", total=max_pages and max_pages * num_retrievals)
 
     def __enter__(self) -> Pages:
         self._progress.start()

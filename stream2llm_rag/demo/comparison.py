@@ -24,6 +24,7 @@ class Run:
     prompt_tokens: float
     overlap_tokens: float
     num_pages: float
+    invalidated_tokens: float
 
     @classmethod
     def of(cls, result: RAGResult) -> Run:
@@ -35,6 +36,7 @@ class Run:
             result.prompt_tokens,
             result.overlap_tokens,
             len(result.documents),
+            result.invalidated_tokens,
         )
 
     @classmethod
@@ -69,11 +71,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to one question: streamed, the usual way, and the usual way without one of the pages."""
+    """The answers to one question: streamed, the usual way, and the usual way without one of the documents.
+
+    ``by_rank`` is there where the context was updated: streamed again in the retriever's order.
+    """
 
     streamed: RAGResult
     usual: RAGResult
     control: RAGResult
+    by_rank: RAGResult | None = None
 
 
 def compare(answers: Answers) -> Comparison:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +14,10 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from stream2llm_rag.demo.settings import Settings
+from stream2llm_rag.demo.topics import DENIED, Topic
 from stream2llm_rag.errors import LifecycleError, RetrievalError
+from stream2llm_rag.retrievers.base import StreamingRetriever
 
 _SCRIPT = Path(__file__).with_name("pydoc_server.py")
 _START_TIMEOUT_S = 30.0
@@ -47,6 +52,27 @@ class DocumentationServer:
     def page(self, module: str) -> str:
         """Address of the page of a module, such as ``asyncio.tasks``."""
         return f"{self.url}{module}.html"
+
+    @asynccontextmanager
+    async def retrievers(self, topics: Sequence[Topic], settings: Settings) -> AsyncIterator[list[StreamingRetriever]]:
+        """A crawler for each topic, with the manners that a site on the web expects; they live as long as the block."""
+        from stream2llm_rag.retrievers.crawler import WebCrawler
+
+        async with AsyncExitStack() as opened:
+            crawlers: list[StreamingRetriever] = []
+            for topic in topics:
+                crawler = WebCrawler(
+                    [self.page(topic.module)],
+                    deny=DENIED,
+                    max_pages=settings.max_pages,
+                    per_host_concurrency=1,
+                    delay_s=settings.delay_s,
+                    num_extractors=1,
+                    timeout_s=600.0,
+                    allow_private_hosts=[self.host],
+                )
+                crawlers.append(await opened.enter_async_context(crawler))
+            yield crawlers
 
     async def __aenter__(self) -> Self:
         # -I and -S: neither the environment nor site-packages add pages. A session of its own: Ctrl-C reaches us alone.

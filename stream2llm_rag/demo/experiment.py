@@ -1,22 +1,22 @@
-"""Answer questions over live crawls, then over what these brought, the usual way."""
+"""Answer questions over live retrieval, then over what that brought, the usual way."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import anyio
 
-from stream2llm_rag.demo.documentation import DocumentationServer
-from stream2llm_rag.demo.topics import DENIED, Topic
+from stream2llm_rag.demo.settings import Settings
+from stream2llm_rag.demo.topics import Topic
 from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import EngineError
 from stream2llm_rag.pipeline import Engine, StreamingRAG
+from stream2llm_rag.prompt import Order
 from stream2llm_rag.result import RAGResult
 from stream2llm_rag.retrievers.base import InMemoryRetriever, StreamingRetriever
 from stream2llm_rag.retrievers.recording import Recording, RecordingRetriever, ReplayRetriever
@@ -37,34 +37,28 @@ class DemoEngine(Engine, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How each question is answered.
+class Source(Protocol):
+    """Where the context comes from."""
 
-    The crawl has the manners that a site on the web expects: one request at a time, ``delay_s`` seconds apart (0.7 is the
-    median gap between pages in the crawls of the paper on Stream2LLM, arXiv 2604.16395). Each page goes in with at most
-    ``max_document_tokens`` tokens, so that no single one makes up the prompt. ``sampling`` should be greedy, or answers differ
-    by chance.
-    """
-
-    max_pages: int = 12
-    delay_s: float = 0.7
-    max_document_tokens: int = 1000
-    sampling: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 64})
+    def retrievers(
+        self, topics: Sequence[Topic], settings: Settings
+    ) -> AbstractAsyncContextManager[Sequence[StreamingRetriever]]:
+        """A retriever for each topic, for as long as the block lasts."""
+        ...
 
 
 class Experiment:
     """Answers every topic's question at once, live and streamed first, then from the recording; an async context manager.
 
     The steps are called in this order: :meth:`warm_up`, :meth:`stream`, :meth:`replay`, :meth:`control`. Each starts with an
-    empty prefix cache. The crawlers live as long as the block.
+    empty prefix cache. The retrievers of ``source`` live as long as the block.
     """
 
     def __init__(
-        self, engine: DemoEngine, server: DocumentationServer, topics: Sequence[Topic], settings: Settings | None = None
+        self, engine: DemoEngine, source: Source, topics: Sequence[Topic], settings: Settings | None = None
     ) -> None:
         self._engine = engine
-        self._server = server
+        self._source = source
         self._topics = topics
         self._settings = settings or Settings()
         self._stack = AsyncExitStack()
@@ -72,25 +66,13 @@ class Experiment:
 
     @property
     def recordings(self) -> list[Recording]:
-        """What the live crawls brought, one for each topic, once :meth:`stream` has returned."""
+        """What the live retrieval brought, one for each topic, once :meth:`stream` has returned."""
         return [recorder.recordings[0] for recorder in self._recorders]
 
     async def __aenter__(self) -> Self:
-        from stream2llm_rag.retrievers.crawler import WebCrawler
-
         async with AsyncExitStack() as opened:
-            for topic in self._topics:
-                crawler = WebCrawler(
-                    [self._server.page(topic.module)],
-                    deny=DENIED,
-                    max_pages=self._settings.max_pages,
-                    per_host_concurrency=1,
-                    delay_s=self._settings.delay_s,
-                    num_extractors=1,
-                    timeout_s=600.0,
-                    allow_private_hosts=[self._server.host],
-                )
-                self._recorders.append(RecordingRetriever(await opened.enter_async_context(crawler)))
+            retrievers = await opened.enter_async_context(self._source.retrievers(self._topics, self._settings))
+            self._recorders = [RecordingRetriever(retriever) for retriever in retrievers]
             self._stack = opened.pop_all()
         return self
 
@@ -107,34 +89,51 @@ class Experiment:
             await self._answer("What is this?", InMemoryRetriever.from_documents(filler), streaming)
 
     async def stream(self, on_event: OnEvent | None = None) -> list[RAGResult]:
-        """Crawl live, stream what comes into the engine, and record it."""
+        """Retrieve live, stream what comes into the engine, and record it."""
         return await self._answer_all(self._recorders, True, on_event)
 
     async def replay(self, on_event: OnEvent | None = None) -> list[RAGResult]:
-        """Bring the same pages at the same moments, and submit each prompt when its last page is there."""
-        return await self._answer_all([ReplayRetriever(recording) for recording in self.recordings], False, on_event)
+        """Bring the same documents at the same moments, and submit each prompt when the last one is there."""
+        return await self._answer_all(self._replays(), False, on_event)
+
+    async def stream_by_rank(self) -> list[RAGResult]:
+        """Bring and stream the same documents at the same moments, but in the retriever's order, whatever that moves."""
+        return await self._answer_all(self._replays(), True, order="rank")
 
     async def control(self, answered: Sequence[RAGResult]) -> list[RAGResult]:
         """Answer again, the usual way and without waiting, from all pages of ``answered`` but the last."""
         kept = [[placed.document for placed in result.documents[:-1]] for result in answered]
         return await self._answer_all([InMemoryRetriever.from_documents(documents) for documents in kept], False)
 
+    def _replays(self) -> list[StreamingRetriever]:
+        return [ReplayRetriever(recording) for recording in self.recordings]
+
     async def _answer_all(
-        self, retrievers: Sequence[StreamingRetriever], streaming: bool, on_event: OnEvent | None = None
+        self,
+        retrievers: Sequence[StreamingRetriever],
+        streaming: bool,
+        on_event: OnEvent | None = None,
+        order: Order = "stable",
     ) -> list[RAGResult]:
         await forget_prefixes(self._engine)
         return await _at_once(
-            self._answer(topic.question, retriever, streaming, partial(on_event, index) if on_event else None)
+            self._answer(topic.question, retriever, streaming, partial(on_event, index) if on_event else None, order)
             for index, (topic, retriever) in enumerate(zip(self._topics, retrievers, strict=True))
         )
 
     async def _answer(
-        self, question: str, retriever: StreamingRetriever, streaming: bool, on_event: Callable[[Event], None] | None = None
+        self,
+        question: str,
+        retriever: StreamingRetriever,
+        streaming: bool,
+        on_event: Callable[[Event], None] | None = None,
+        order: Order = "stable",
     ) -> RAGResult:
         rag = StreamingRAG(
             self._engine,
             retriever,
             sampling=self._settings.sampling,
+            order=order,
             max_document_tokens=self._settings.max_document_tokens,
             on_retrieval_error="raise",
         )

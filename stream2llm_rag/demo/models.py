@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stream2llm_rag.demo.experiment import Settings
+from stream2llm_rag.demo.settings import Settings
 from stream2llm_rag.tiny_model import build_tiny_model
 
 _TINY_ENGINE_ARGS = {

@@ -13,7 +13,15 @@ from stream2llm_rag.timeline import Timeline, timelines_to_json
 from stream2llm_rag.timeline.measures import comparison as compare_ttft
 from stream2llm_rag.timeline.measures import name_of, value_of
 
-_ROWS = ("retrieval_s", "ttft_s", "arrival_to_first_token_s", "num_pages", "prompt_tokens", "overlap_tokens")
+_ROWS = (
+    "retrieval_s",
+    "ttft_s",
+    "arrival_to_first_token_s",
+    "num_pages",
+    "prompt_tokens",
+    "overlap_tokens",
+    "invalidated_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain values: the summary under its own names, ``requests`` with the same for each question, and the timelines."""
         requests = [
-            {"question": answers.streamed.question, **comparison.to_json()}
+            {"question": answers.streamed.question, **comparison.to_json(), **_by_rank(answers)}
             for answers, comparison in zip(self.answers, self.comparisons, strict=True)
         ]
         return {
@@ -80,7 +88,16 @@ class Report:
             yield Finding(True, f"Both ways answer alike, token by token: all {num_tokens} tokens are equal.")
         else:
             yield Finding(False, "The two ways answer differently.")
+        if None not in (by_rank := [each.by_rank for each in self.answers]):
+            ranked = sum(each.invalidated_tokens for each in by_rank if each)
+            stable = sum(each.streamed.invalidated_tokens for each in self.answers)
+            words = f"Tokens invalidated by updates: {stable:,} with documents kept at their places, {ranked:,} in order of rank."
+            yield Finding(stable <= ranked, words)
         if summary.control_differs:
-            yield Finding(True, "Control: with the last page left out the answer is another, so a wrong context would show.")
+            yield Finding(True, "Control: with the last document left out the answer is another, so a wrong context would show.")
         else:
-            yield Finding(False, "Control: with the last page left out the answer is the same, so equal answers say nothing.")
+            yield Finding(False, "Control: with the last document left out the answer is the same, so equal answers say nothing.")
+
+
+def _by_rank(answers: Answers) -> dict[str, Any]:
+    return {} if answers.by_rank is None else {"invalidated_tokens_by_rank": answers.by_rank.invalidated_tokens}
