@@ -113,7 +113,7 @@ def streamed(data: Data, directory: Path) -> list[dict[str, Any]]:
     """What the gate lets through: share of the final list by share of the reads, and how much of it stays."""
     rows = []
     half = len(data.queries) // 2
-    with DiskANNIndex.open(directory, reader="memory") as index:
+    with DiskANNIndex.open(directory, reader="aio") as index:  # which gives a snapshot at each hop that changes the top k
         for complexity in (80, 320):
             index.calibrate(data.queries[:half], top_k=TOP_K, complexities=[complexity])
             fitted = index.thresholds(top_k=TOP_K, complexity=complexity)
@@ -236,7 +236,7 @@ folder, vectors, queries = sys.argv[1], np.load(sys.argv[2]), np.load(sys.argv[3
 n, d = vectors.shape
 diskannpy.build_disk_index(vectors, "l2", folder, complexity=100, graph_degree=64, build_memory_maximum=4.0, num_threads=0,
     search_memory_maximum=n * max(1, min(128, d // 2)) / 2**30 * 1.02, pq_disk_bytes=0, vector_dtype=np.float32)
-index = diskannpy.StaticDiskIndex(folder, num_threads=1, num_nodes_to_cache=0, cache_mechanism=0)
+index = diskannpy.StaticDiskIndex(folder, num_threads=2, num_nodes_to_cache=0)  # with 1 its searches hang
 out = {}
 for complexity in json.loads(sys.argv[4]):
     ids, seconds = [], []

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stream2llm_rag.demo.searching import COMPLEXITY
+from stream2llm_rag.demo.settings import Settings
 from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import RetrievalError
 from stream2llm_rag.tiny_model import default_cache_dir
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 _SCRIPT = Path(__file__).with_name("pydoc_texts.py")
 _TIMEOUT_S = 300.0
 _MIN_SECTION_CHARACTERS = 2400  # 500 to 1,000 tokens
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
+_NUM_CALIBRATION_QUERIES = 120
 
 
 def documentation_sections() -> list[Document]:
@@ -62,6 +65,10 @@ def open_or_build_index(on_progress: Callable[[BuildProgress], None] | None = No
         DiskANNIndex.build(
             vectors, directory, documents=documents, metric="cosine", extras=embedding.save, on_progress=on_progress
         )
+        sample = documents[:: max(1, len(documents) // _NUM_CALIBRATION_QUERIES)]
+        with DiskANNIndex.open(directory, reader="memory") as index:
+            queries = embedding.embed([" ".join(document.text.split()[-20:]) for document in sample])
+            index.calibrate(queries[queries.any(1)], top_k=Settings().max_pages, complexities=[COMPLEXITY], precision=0.95)
     return directory
 
 

@@ -67,7 +67,10 @@ class DiskANNIndex:
         self._labels = _read_labels(directory, manifest)
         self._store = DocumentStore(directory / DOCUMENTS_FILE) if manifest is not None and manifest.has_documents else None
         self._calibration = Calibration.read(directory / calibrating.FILE_NAME)
-        self._workers = Workers(self._open_lane, self.num_points, max_searches)
+        if reader.kind == "memory" and not hop_delay_s:  # such a search never waits: more threads than processors only contend
+            max_searches = min(max_searches, os.cpu_count() or 1)
+        hops_per_snapshot = 1 if hop_delay_s else reader.hops_per_snapshot
+        self._workers = Workers(self._open_lane, self.num_points, max_searches, hops_per_snapshot)
         self._is_closed = False
 
     @classmethod
@@ -129,7 +132,8 @@ class DiskANNIndex:
         Of one that is not ours the files begin with ``prefix``; ``metric`` and ``dtype`` (float32, int8 or uint8) are asked for
         where no metadata file says them. ``reader`` brings the nodes: ``"aio"`` (Linux's asynchronous reads, past the page
         cache), ``"threads"``, ``"memory"`` (the mapped file), or ``"auto"``: ``memory`` where the file is in the page cache, else
-        the first that works here. At most ``max_searches`` run at once, further ones wait. ``hop_delay_s`` slows each hop down:
+        the first that works here. At most ``max_searches`` run at once (from memory no more than there are processors), further ones
+        wait. ``hop_delay_s`` slows each hop down:
         what searches over a slower store look like.
 
         Does one search, so that the first of yours does not wait for the compiler, and fails here where the files do not work.
@@ -201,7 +205,7 @@ class DiskANNIndex:
         return self._workers.run(self._begin(query, SearchParameters(top_k, complexity, beam_width)))
 
     def trace(self, query: Any, *, top_k: int = 10, complexity: int = 100, beam_width: int = 4) -> list[Snapshot]:
-        """Every snapshot of :meth:`search`, found in the calling thread."""
+        """A snapshot of each hop of :meth:`search`, found in the calling thread."""
         return self._workers.trace(self._begin(query, SearchParameters(top_k, complexity, beam_width)))
 
     def documents(self, ids: Sequence[int]) -> tuple[Document, ...]:

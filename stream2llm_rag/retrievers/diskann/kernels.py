@@ -20,8 +20,8 @@ from stream2llm_rag.retrievers.diskann.layout import NUM_CENTERS, SECTOR_BYTES, 
 _REORDER = {"reassoc", "contract", "arcp", "nsz"}
 
 # Counters of a search, by their place in ``State.counters``.
-NUM_CANDIDATES, CURSOR, NUM_TOP, NUM_HOPS, NUM_READS, CHANGED_AT, ERROR, EPOCH, NUM_BEAM, ERROR_NODE = range(10)
-NUM_COUNTERS = 10
+NUM_CANDIDATES, CURSOR, NUM_TOP, NUM_HOPS, NUM_READS, ERROR, EPOCH, NUM_BEAM, ERROR_NODE = range(9)
+NUM_COUNTERS = 9
 # What can go wrong, by its number in ``counters[ERROR]``.
 DEGREE_WRONG, NEIGHBOUR_WRONG, NOT_FINITE, SUBMIT_FAILED, WAIT_FAILED, READ_SHORT = range(1, 7)
 
@@ -158,7 +158,6 @@ def _add_top(state: State, node: int, distance: Any) -> None:
         place -= 1
     ids[place], distances[place], hops[place] = node, distance, state.counters[NUM_HOPS]
     state.counters[NUM_TOP] = min(size + 1, capacity)
-    state.counters[CHANGED_AT] = state.counters[NUM_HOPS]
 
 
 @njit(nogil=True, cache=True, forceinline=True)
@@ -271,16 +270,16 @@ def hop_in_memory(geometry: Geometry, state: State, file: Array, num_hops: int) 
 
 
 @njit(nogil=True, cache=True)
-def hop_by_requests(geometry: Geometry, state: State, requests: Requests, until_change: bool) -> None:
-    """Do hops, each with all its reads under way at once: to the end, or until one changes the top k."""
-    while not is_done(state):
+def hop_by_requests(geometry: Geometry, state: State, requests: Requests, num_hops: int) -> None:
+    """Do up to ``num_hops`` hops, each with all its reads under way at once."""
+    for _ in range(num_hops):
+        if is_done(state):
+            return
         take_beam(state)
         _request_beam(geometry, state, requests)
         if state.counters[ERROR]:
             return
         expand_beam(geometry, state, requests.buffer)
-        if until_change and state.counters[CHANGED_AT] == state.counters[NUM_HOPS]:
-            return
 
 
 @njit(nogil=True, cache=True)

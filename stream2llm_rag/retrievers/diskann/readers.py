@@ -13,9 +13,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -32,7 +31,6 @@ ReaderKind: TypeAlias = Literal["auto", "aio", "threads", "memory"]
 READER_KINDS: tuple[ReaderKind, ...] = get_args(ReaderKind)
 
 MAX_BEAM_WIDTH = 64
-_HOPS_IN_MEMORY = 8  # at a time, between which a search can be stopped; they take some microseconds each
 _RESIDENT_SHARE = 0.99
 _NUM_IO_THREADS = 16
 
@@ -47,8 +45,8 @@ class _SystemCalls:
 class Lane(Protocol):
     """What one search reads through; used by one thread at a time."""
 
-    def advance(self, state: State, *, to_end: bool) -> None:
-        """Do some hops: at least one, or all there are. What goes wrong is noted in ``state``."""
+    def advance(self, state: State, num_hops: int) -> None:
+        """Do up to ``num_hops`` hops, fewer where the search ends. What goes wrong is noted in ``state``."""
         ...
 
     def close(self) -> None:
@@ -57,9 +55,10 @@ class Lane(Protocol):
 
 
 class Reader(Protocol):
-    """The file of one index."""
+    """The file of one index. ``hops_per_snapshot``: a snapshot takes 15 microseconds, which is to be little beside the hops."""
 
     kind: str
+    hops_per_snapshot: int
 
     def open_lane(self) -> Lane:
         """A lane for one more search at a time. RetrievalError where the system refuses it."""
@@ -92,23 +91,18 @@ def resident_share(path: Path) -> float:
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "mincore"):
         return 0.0
-    with _mapped(path) as view:
-        pages = (ctypes.c_ubyte * -(-len(view) // mmap.PAGESIZE))()
-        address = ctypes.c_void_p(view.ctypes.data)
-        if libc.mincore(address, ctypes.c_size_t(len(view)), pages) != 0:
-            return 0.0
-        return float(np.mean(np.frombuffer(pages, np.uint8) & 1))
+    view = _map(path)
+    pages = (ctypes.c_ubyte * -(-len(view) // mmap.PAGESIZE))()
+    address = ctypes.c_void_p(view.ctypes.data)
+    if libc.mincore(address, ctypes.c_size_t(len(view)), pages) != 0:
+        return 0.0
+    return float(np.mean(np.frombuffer(pages, np.uint8) & 1))
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[Array]:
-    """The bytes of a file, u8[file size], for reading."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = np.frombuffer(mapped, np.uint8)
-        try:
-            yield view
-        finally:
-            del view
+def _map(path: Path) -> Array:
+    """The bytes of a file, u8[file size], for reading. Unmapped with the last reference to them."""
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 class MemoryReader:
@@ -118,19 +112,19 @@ class MemoryReader:
     """
 
     kind = "memory"
+    hops_per_snapshot = 8
 
     def __init__(self, path: Path, geometry: Geometry) -> None:
         self._geometry = geometry
-        with path.open("rb") as file:
-            self._file = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        self._file = _map(path)
 
     def open_lane(self) -> Lane:
         """A lane holds nothing of its own."""
         return self
 
-    def advance(self, state: State, *, to_end: bool) -> None:
+    def advance(self, state: State, num_hops: int) -> None:
         """Hops over the mapped file."""
-        kernels.hop_in_memory(self._geometry, state, self._file, np.iinfo(np.int64).max if to_end else _HOPS_IN_MEMORY)
+        kernels.hop_in_memory(self._geometry, state, self._file, num_hops)
 
     def close(self) -> None:
         """The mapping goes with the last search that uses it."""
@@ -140,6 +134,7 @@ class AioReader:
     """Reads by ``io_submit(2)`` past the page cache, all nodes of a beam at once. Linux on x86-64 and aarch64."""
 
     kind = "aio"
+    hops_per_snapshot = 2
 
     def __init__(self, path: Path, geometry: Geometry) -> None:
         calls = getattr(_SystemCalls, platform.machine(), None)
@@ -180,8 +175,8 @@ class _AioLane:
         address = buffer.ctypes.data
         self._requests = Requests(file, context.value, submit, getevents, buffer, address, iocbs, pointers, events)
 
-    def advance(self, state: State, *, to_end: bool) -> None:
-        kernels.hop_by_requests(self._geometry, state, self._requests, not to_end)
+    def advance(self, state: State, num_hops: int) -> None:
+        kernels.hop_by_requests(self._geometry, state, self._requests, num_hops)
 
     def close(self) -> None:
         """``io_destroy(2)`` waits for reads that are under way; only then may the buffer go."""
@@ -194,6 +189,7 @@ class ThreadReader:
     """Reads by ``preadv(2)`` in threads, past the page cache where the file system allows it."""
 
     kind = "threads"
+    hops_per_snapshot = 1
 
     def __init__(self, path: Path, geometry: Geometry) -> None:
         self._geometry = geometry
@@ -217,8 +213,9 @@ class _ThreadLane:
         self._threads = threads
         self._buffer = _aligned_buffer(geometry)
 
-    def advance(self, state: State, *, to_end: bool) -> None:
-        while not kernels.is_done(state):
+    def advance(self, state: State, num_hops: int) -> None:
+        while num_hops > 0 and not kernels.is_done(state):
+            num_hops -= 1
             num_beam = kernels.take_beam(state)
             lengths = list(self._threads.map(self._read, range(num_beam), state.beam_ids[:num_beam]))
             if any(length != self._stride for length in lengths):
@@ -226,8 +223,6 @@ class _ThreadLane:
                 state.counters[kernels.ERROR_NODE] = state.beam_ids[0]
                 return
             kernels.expand_beam(self._geometry, state, self._buffer)
-            if not to_end:
-                return
 
     def close(self) -> None:
         pass
@@ -251,13 +246,12 @@ class SlowedLane:
         self._hop_delay_s = hop_delay_s
         self._sleep = sleep
 
-    def advance(self, state: State, *, to_end: bool) -> None:
-        """Advance the lane, and then wait for each hop that it took."""
-        num_hops = state.counters[kernels.NUM_HOPS]
-        self._lane.advance(state, to_end=to_end)
-        for _ in range(state.counters[kernels.NUM_HOPS] - num_hops):
-            if not state.stop[0]:
-                self._sleep(self._hop_delay_s)
+    def advance(self, state: State, num_hops: int) -> None:
+        """Advance the lane, and wait after each hop."""
+        while num_hops > 0 and not kernels.is_done(state):
+            num_hops -= 1
+            self._lane.advance(state, 1)
+            self._sleep(self._hop_delay_s)
 
     def close(self) -> None:
         """Close the lane."""

@@ -17,6 +17,7 @@ from stream2llm_rag.retrievers.diskann.stability import Snapshot
 
 MAX_COMPLEXITY = 100_000
 _MAX_EPOCH = 2**32 - 1
+_ALL_HOPS = 2**62
 
 _DAMAGE = {
     kernels.DEGREE_WRONG: "node {node} says that it has more neighbours than a node can have",
@@ -89,14 +90,14 @@ class Search:
         """Whether :meth:`stop` was called."""
         return bool(self._stop[0])
 
-    def snapshots(self, workspace: Workspace) -> Iterator[Snapshot]:
-        """A snapshot whenever the top k may have changed, and the final one last. None more once the search was stopped.
+    def snapshots(self, workspace: Workspace, hops_per_snapshot: int = 1) -> Iterator[Snapshot]:
+        """A snapshot after every so many hops, and the final one last. None more once the search was stopped.
 
         Raises IndexFormatError where the search meets damage, RetrievalError where the system does not read.
         """
         state = self._begin(workspace)
         while not self.is_stopped:
-            workspace.lane.advance(state, to_end=False)
+            workspace.lane.advance(state, hops_per_snapshot)
             self._raise_error(state)
             if self.is_stopped:
                 return
@@ -108,7 +109,7 @@ class Search:
     def run(self, workspace: Workspace) -> Snapshot | None:
         """The final snapshot alone; None where the search was stopped before."""
         state = self._begin(workspace)
-        workspace.lane.advance(state, to_end=True)
+        workspace.lane.advance(state, _ALL_HOPS)
         self._raise_error(state)
         return None if self.is_stopped else self._snapshot(state)
 

@@ -15,14 +15,18 @@ from stream2llm_rag.retrievers.diskann.stability import Snapshot
 
 
 class Workers:
-    """Runs searches in at most ``max_searches`` threads; more of them wait for their turn.
+    """Runs searches in at most ``max_searches`` threads; more of them wait for their turn. Each gives a snapshot after every
+    ``hops_per_snapshot`` hops.
 
     Workspaces are made when they are first needed, and used again: at most one for each search that runs at once.
     """
 
-    def __init__(self, open_lane: Callable[[], Lane], num_points: int, max_searches: int) -> None:
+    def __init__(
+        self, open_lane: Callable[[], Lane], num_points: int, max_searches: int, hops_per_snapshot: int = 1
+    ) -> None:
         self._open_lane = open_lane
         self._num_points = num_points
+        self._hops_per_snapshot = hops_per_snapshot
         self._threads = ThreadPoolExecutor(max_searches, "diskann-search")
         self._idle: list[Workspace] = []
         self._searches: set[Search] = set()
@@ -43,7 +47,7 @@ class Workers:
         return found
 
     def trace(self, search: Search) -> list[Snapshot]:
-        """Search in the calling thread, and return every snapshot."""
+        """Search in the calling thread, and return a snapshot of each hop."""
         with self._under_way(search) as workspace:
             return list(search.snapshots(workspace))
 
@@ -60,7 +64,7 @@ class Workers:
 
     def _run(self, search: Search, take: Callable[[Snapshot], None]) -> None:
         with self._under_way(search) as workspace:
-            for snapshot in search.snapshots(workspace):
+            for snapshot in search.snapshots(workspace, self._hops_per_snapshot):
                 take(snapshot)
 
     @contextlib.contextmanager
