@@ -41,6 +41,9 @@ FOREIGN = {
     "langchain_core": ("integrations.langchain",),
     "llama_index": ("integrations.llama_index",),
     "typer": ("cli",),
+    "diskannpy": ("retrievers.diskann",),
+    "numba": ("retrievers.diskann",),
+    "sklearn": ("retrievers.diskann",),
 }
 PURE = ("engine.protocol", "engine.policy", "engine.planner", "engine.cost_model")
 HEAVY = {
@@ -54,6 +57,9 @@ HEAVY = {
     "llama_index",
     "typer",
     "rich",
+    "numba",
+    "sklearn",
+    "diskannpy",
 }
 
 

@@ -67,7 +67,9 @@ def demo(
         str | None, typer.Option(metavar="TEXT", help=f"What to ask first.  [default: {TOPICS[0].question}]")
     ] = None,
     concurrency: Annotated[int, typer.Option(metavar="N", min=1, max=len(TOPICS), help="How many questions at once.")] = 1,
-    max_pages: Annotated[int, typer.Option(min=2, help="How many pages are read, or found, for each question.")] = _DEFAULTS.max_pages,
+    max_pages: Annotated[
+        int, typer.Option(min=2, help="How many pages are read, or found, for each question.")
+    ] = _DEFAULTS.max_pages,
     delay_s: Annotated[
         float | None,
         typer.Option(
@@ -85,12 +87,14 @@ def demo(
 ) -> None:
     """Answer a question over live retrieval, then the usual way over the same documents at the same moments, and compare.
 
-    Python's own documentation is crawled, or indexed and searched: no internet is needed. Exit code 1 where the two answers are not equal, or a
-    control that must differ does not.
+    Python's own documentation is crawled, or indexed and searched: no internet is needed. Exit code 1 where the two answers
+    are not equal, or a control that must differ does not.
     """
     first = TOPICS[0] if question is None else replace(TOPICS[0], question=require_question(question))
     topics = (first, *TOPICS[1:concurrency])
-    settings = Settings(max_pages, _DELAYS_S[mode] if delay_s is None else delay_s, sampling={"temperature": 0, "max_tokens": max_tokens})
+    settings = Settings(
+        max_pages, _DELAYS_S[mode] if delay_s is None else delay_s, sampling={"temperature": 0, "max_tokens": max_tokens}
+    )
     engine_args = parse_engine_args(engine_arg)
     with quiet_terminal() as terminal:
         page = (out or default_cache_dir() / "demo") / "timeline.html"
@@ -135,8 +139,8 @@ def _announcement(mode: Mode, topics: Sequence[Topic], settings: Settings) -> st
             f"{settings.delay_s:g} s apart. What comes streams into the engine, and is recorded."
         )
     return (
-        f"Searching the documentation for the {settings.max_pages} nearest sections, {settings.delay_s:g} s slower at each hop. "
-        "What will most likely stay streams into the engine, and is recorded."
+        f"Searching the documentation for the {settings.max_pages} nearest sections, {settings.delay_s:g} s slower at each "
+        "hop. What will most likely stay streams into the engine, and is recorded."
     )
 
 

@@ -66,7 +66,9 @@ def build(
     index: IndexFolder,
     vectors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npy", exists=True, dir_okay=False, help="Their vectors, a row for each line of a .jsonl file."),
+        typer.Option(
+            metavar="FILE.npy", exists=True, dir_okay=False, help="Their vectors, a row for each line of a .jsonl file."
+        ),
     ] = None,
     metric: Annotated[str, typer.Option(help="`cosine`, `l2` or `inner_product`; for vectors of your own.")] = "cosine",
     num_dims: Annotated[int, typer.Option(min=1, max=4096, help="Dimensions of the built-in embedding.")] = 128,
@@ -81,7 +83,9 @@ def build(
 
     found = list(_documents(documents))
     if not found:
-        raise InvalidInputError(f"{documents} has no document in it. Name a folder with {', '.join(_SUFFIXES)} files, or a .jsonl.")
+        raise InvalidInputError(
+            f"{documents} has no document in it. Name a folder with {', '.join(_SUFFIXES)} files, or a .jsonl."
+        )
     with spinner(Console(stderr=True), "Embedding") as progress:
 
         def show(stage: BuildProgress) -> None:

@@ -25,7 +25,7 @@ _SCRIPT = Path(__file__).with_name("pydoc_texts.py")
 _TIMEOUT_S = 300.0
 _MIN_SECTION_CHARACTERS = 2400  # 500 to 1,000 tokens
 _INDEX_VERSION = 2
-_NUM_CALIBRATION_QUERIES = 120
+_NUM_CALIBRATION_QUERIES = 80
 
 
 def documentation_sections() -> list[Document]:

@@ -54,9 +54,7 @@ class Experiment:
     empty prefix cache. The retrievers of ``source`` live as long as the block.
     """
 
-    def __init__(
-        self, engine: DemoEngine, source: Source, topics: Sequence[Topic], settings: Settings | None = None
-    ) -> None:
+    def __init__(self, engine: DemoEngine, source: Source, topics: Sequence[Topic], settings: Settings | None = None) -> None:
         self._engine = engine
         self._source = source
         self._topics = topics

@@ -1,6 +1,7 @@
 """Writes the documentation of the Python that runs this file to its standard output: a line of JSON for each module.
 
-Run as a script, with nothing but the standard library in sight (``python -I -S``), so that its modules are those of Python alone.
+Run as a script, with nothing but the standard library in sight (``python -I -S``), so that its modules are those of Python
+alone.
 """
 
 from __future__ import annotations

@@ -91,12 +91,18 @@ class Report:
         if None not in (by_rank := [each.by_rank for each in self.answers]):
             ranked = sum(each.invalidated_tokens for each in by_rank if each)
             stable = sum(each.streamed.invalidated_tokens for each in self.answers)
-            words = f"Tokens invalidated by updates: {stable:,} with documents kept at their places, {ranked:,} in order of rank."
+            words = (
+                f"Tokens invalidated by updates: {stable:,} with documents kept at their places, {ranked:,} in order of rank."
+            )
             yield Finding(stable <= ranked, words)
         if summary.control_differs:
-            yield Finding(True, "Control: with the last document left out the answer is another, so a wrong context would show.")
+            yield Finding(
+                True, "Control: with the last document left out the answer is another, so a wrong context would show."
+            )
         else:
-            yield Finding(False, "Control: with the last document left out the answer is the same, so equal answers say nothing.")
+            yield Finding(
+                False, "Control: with the last document left out the answer is the same, so equal answers say nothing."
+            )
 
 
 def _by_rank(answers: Answers) -> dict[str, Any]:

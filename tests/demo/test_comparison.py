@@ -11,14 +11,14 @@ from stream2llm_rag.errors import EngineError
 from tests.demo.samples import answers, result
 
 numbers = st.integers(1, 10**6)
-runs = st.builds(Run, *[numbers] * 6)
+runs = st.builds(Run, *[numbers] * 7)
 comparisons = st.builds(Comparison, runs, runs, numbers, st.booleans(), st.booleans())
 
 
 def test_the_measures_are_those_of_the_results() -> None:
     comparison = compare(answers())
-    assert comparison.streaming == Run(0.25, 4.25, 4.0, 1100, 600, 2)
-    assert comparison.non_streaming == Run(2.0, 6.0, 4.0, 1100, 0, 2)
+    assert comparison.streaming == Run(0.25, 4.25, 4.0, 1100, 600, 2, 0)
+    assert comparison.non_streaming == Run(2.0, 6.0, 4.0, 1100, 0, 2, 0)
     assert comparison.last_delta_tokens == 500
     assert comparison.ttft_speedup == 8.0
 

@@ -1,7 +1,8 @@
 """A vector search on disk that streams: documents go out as soon as they will most likely stay. Needs the ``diskann`` extra.
 
-``layout`` reads DiskANN's files, ``kernels`` is the search, compiled, ``readers`` bring its nodes; ``stability`` decides what may be
-shown early and ``calibration`` fits that to an index; ``index`` is what users hold, ``retriever`` makes a StreamingRetriever of it.
+``layout`` reads DiskANN's files, ``kernels`` is the search, compiled, ``readers`` bring its nodes; ``stability`` decides what
+may be shown early and ``calibration`` fits that to an index; ``index`` is what users hold, ``retriever`` makes a
+StreamingRetriever of it.
 """
 
 import importlib.util
@@ -18,4 +19,12 @@ from stream2llm_rag.retrievers.diskann.index import DiskANNIndex  # noqa: E402
 from stream2llm_rag.retrievers.diskann.retriever import DiskANNRetriever  # noqa: E402
 from stream2llm_rag.retrievers.diskann.stability import Snapshot, Thresholds  # noqa: E402
 
-__all__ = ["BuildProgress", "DiskANNIndex", "DiskANNRetriever", "GraphParameters", "LatentSemanticEmbedding", "Snapshot", "Thresholds"]
+__all__ = [
+    "BuildProgress",
+    "DiskANNIndex",
+    "DiskANNRetriever",
+    "GraphParameters",
+    "LatentSemanticEmbedding",
+    "Snapshot",
+    "Thresholds",
+]

@@ -76,10 +76,10 @@ class GraphParameters:
             if not isinstance(value, int) or not least <= value <= most:
                 raise InvalidInputError(f"{name} is a whole number from {least} to {most}, but {value!r} came.")
         if not 1.0 <= self.alpha <= 4.0 or not self.max_memory_gb > 0:
-            raise InvalidInputError(f"alpha is 1 to 4 and max_memory_gb above 0, but {self.alpha!r}, {self.max_memory_gb!r} came.")
-        return GraphParameters(
-            self.degree, self.build_complexity, self.alpha, num_chunks, self.num_threads, self.max_memory_gb
-        )
+            raise InvalidInputError(
+                f"alpha is 1 to 4 and max_memory_gb above 0, but {self.alpha!r}, {self.max_memory_gb!r} came."
+            )
+        return GraphParameters(self.degree, self.build_complexity, self.alpha, num_chunks, self.num_threads, self.max_memory_gb)
 
 
 def build_index(
@@ -105,6 +105,8 @@ def build_index(
     labels = checks.require_ids(ids, len(floats))
     if documents is not None and len(documents) != len(floats):
         raise InvalidInputError(f"There are {len(floats)} vectors and {len(documents)} documents. Write one for each vector.")
+    if wrong := [type(each).__name__ for each in documents or () if not isinstance(each, Document)]:
+        raise InvalidInputError(f"documents holds Document values, but a {wrong[0]} came.")
     max_norm = float(norms_of(floats).max()) or 1.0 if metric == "inner_product" else 1.0
     space = Space(metric, floats.shape[1], max_norm)
     graph = (graph or GraphParameters()).check(space.num_stored_dims)
@@ -223,7 +225,7 @@ def _run_builder(folder: Path, graph: GraphParameters, timeout_s: float | None, 
     with subprocess.Popen(  # noqa: S603 - our own script
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
-        timer = threading.Timer(timeout_s or 0, lambda: (timed_out.set(), process.kill()))
+        timer = threading.Timer(timeout_s or 0, _kill, (process, timed_out))
         try:
             if timeout_s is not None:
                 timer.start()
@@ -241,6 +243,11 @@ def _run_builder(folder: Path, graph: GraphParameters, timeout_s: float | None, 
     if process.returncode != 0:
         words = "\n  ".join(last_lines)
         raise IndexBuildError(f"DiskANN's builder ended with exit code {process.returncode}. Its last words:\n  {words}")
+
+
+def _kill(process: subprocess.Popen[str], timed_out: threading.Event) -> None:
+    timed_out.set()
+    process.kill()
 
 
 def _report_checkpoint(line: str, report: _Reporter) -> None:
@@ -268,9 +275,7 @@ def _finish(folder: Path, space: Space, graph: GraphParameters, has_labels: bool
     digests = {path.name: digest_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
     num_points = layout.geometry.num_points
     build: Mapping[str, Any] = asdict(graph)
-    manifest = Manifest(
-        space.metric, num_points, space.num_dims, space.max_norm, has_labels, has_documents, digests, build
-    )
+    manifest = Manifest(space.metric, num_points, space.num_dims, space.max_norm, has_labels, has_documents, digests, build)
     manifest.write(folder)
     for path in folder.rglob("*"):
         if path.is_file():

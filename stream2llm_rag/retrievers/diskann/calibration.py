@@ -1,8 +1,9 @@
-"""Fit the thresholds of the stability gate to an index: how early can documents be shown, and still stay? Pure but for its file.
+"""Fit the thresholds of the stability gate to an index: how early can documents be shown, and still stay? Pure but for its
+file.
 
 Each query is searched once and every snapshot kept. A pair of thresholds is judged by two figures: of the documents that it
-shows, the share that is in the final list (its precision), and how much of the final list it shows at how many of the reads (its
-earliness). The most early one of those with the wanted precision is taken.
+shows, the share that is in the final list (its precision), and how much of the final list it shows at how many of the reads
+(its earliness). The most early one of those with the wanted precision is taken.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ FORMAT_VERSION = 1
 DEFAULT_PRECISION = 0.97
 MIN_QUERIES = 20
 
-_SLACKS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
-_AGES = (0, 1, 2, 3, 5, 8, 13)
-_PROGRESSES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5)
+_SLACKS = (0.0, 0.5, 1.0, 2.0, 4.0)
+_AGES = (0, 1, 3, 8)
+_PROGRESSES = (0.05, 0.15, 0.25, 0.4)
 GRID = tuple(Thresholds(*values) for values in product(_SLACKS, _AGES, _PROGRESSES))
 
 
@@ -60,7 +61,9 @@ class Calibration:
     rows: tuple[Row, ...] = ()
 
     def thresholds_for(self, parameters: SearchParameters) -> Thresholds:
-        """Those of the row with the same ``top_k`` and ``beam_width`` and the nearest ``complexity``; without one the defaults."""
+        """Those of the row with the same ``top_k`` and ``beam_width`` and the nearest ``complexity``; without one the
+        defaults.
+        """
         wanted = (parameters.top_k, parameters.beam_width)
         rows = [row for row in self.rows if (row.top_k, row.beam_width) == wanted]
         if not rows:
@@ -68,7 +71,7 @@ class Calibration:
         return min(rows, key=lambda row: abs(math.log(row.complexity / parameters.complexity))).thresholds
 
     def with_rows(self, rows: Sequence[Row]) -> Calibration:
-        """This table with ``rows`` in the place of those for the same parameters."""
+        """The table with ``rows`` in the place of those for the same parameters."""
         merged = {(row.top_k, row.complexity, row.beam_width): row for row in (*self.rows, *rows)}
         return Calibration(tuple(merged[key] for key in sorted(merged)))
 
@@ -96,9 +99,7 @@ def judge(traces: Sequence[Sequence[Snapshot]], thresholds: Thresholds) -> Judge
     """What ``thresholds`` come to over searches, each as all its snapshots; at least one is needed."""
     precisions, earlinesses, halves = zip(*(_judge_one(trace, thresholds) for trace in traces), strict=True)
     shown = [precision for precision in precisions if precision is not None]
-    return Judgement(
-        sum(shown) / len(shown) if shown else 1.0, sum(earlinesses) / len(traces), sum(halves) / len(traces)
-    )
+    return Judgement(sum(shown) / len(shown) if shown else 1.0, sum(earlinesses) / len(traces), sum(halves) / len(traces))
 
 
 def fit(traces: Sequence[Sequence[Snapshot]], precision: float) -> Thresholds:

@@ -39,10 +39,14 @@ def require_vectors(vectors: Any, metric: Metric) -> Floats:
 def _require_rows(rows: Floats, first: int, metric: Metric) -> None:
     if not np.isfinite(rows).all():
         bad = first + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-        raise InvalidInputError(f"Vectors are finite numbers, but row {bad} has NaN or infinity in it (or too much for float32).")
+        raise InvalidInputError(
+            f"Vectors are finite numbers, but row {bad} has NaN or infinity in it (or too much for float32)."
+        )
     norms = norms_of(rows)
     if norms.max() > _MAX_FLOAT / 4:
-        raise InvalidInputError(f"Row {first + int(norms.argmax())} has a norm of {norms.max():.3g}, whose square float32 cannot hold.")
+        raise InvalidInputError(
+            f"Row {first + int(norms.argmax())} has a norm of {norms.max():.3g}, whose square float32 cannot hold."
+        )
     if metric == "cosine" and norms.min() == 0:
         raise InvalidInputError(f"Row {first + int(norms.argmin())} is all zeros: it has no direction, which cosine needs.")
 
@@ -70,7 +74,8 @@ def require_space(directory: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed_bytes:
         raise IndexBuildError(
-            f"The index takes up to {needed_bytes / 1e6:.0f} MB in {directory} while it is built, and {free / 1e6:.0f} MB are free."
+            f"The index takes up to {needed_bytes / 1e6:.0f} MB in {directory} while it is built, "
+            f"and {free / 1e6:.0f} MB are free."
         )
 
 
@@ -119,6 +124,6 @@ def _verify_block(path: Path, geometry: Geometry, nodes: Array, first: int) -> N
     _raise_first(path, (used & (neighbours >= geometry.num_points)).any(1), first, "has a neighbour that is not in the index")
 
 
-def _raise_first(path: Path, is_wrong: Array, first: int, what: str) -> None:
+def _raise_first(path: Path, is_wrong: Any, first: int, what: str) -> None:
     if is_wrong.any():
         raise IndexFormatError(f"{path}: node {first + int(is_wrong.argmax())} {what}. Build the index again.")

@@ -6,6 +6,7 @@ and nothing else of any language (latent semantic analysis, Deerwester et al., 1
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ _SEED = 0
 
 
 class LatentSemanticEmbedding:
-    """Text as vectors of length 1, for the metric ``cosine``. Made by :meth:`fit` or :meth:`load`; to be called with a question.
+    """Text as vectors of length 1, for the metric ``cosine``. Made by :meth:`fit` or :meth:`load`; to be called with a
+    question.
 
     ``vocabulary`` has a word for each of ``weights`` f32[num_words] (their IDF) and for each column of ``components``
     f32[num_dims, num_words].
@@ -45,7 +47,9 @@ class LatentSemanticEmbedding:
 
     @classmethod
     def fit(cls, texts: Sequence[str], num_dims: int = DEFAULT_NUM_DIMS) -> LatentSemanticEmbedding:
-        """Learn from ``texts``. With few or short ones, ``num_dims`` is as many as they allow. InvalidInputError without words."""
+        """Learn from ``texts``. With few or short ones, ``num_dims`` is as many as they allow. InvalidInputError without
+        words.
+        """
         from sklearn.decomposition import TruncatedSVD
 
         vectorizer = _vectorizer(max_features=_MAX_WORDS)
@@ -73,7 +77,7 @@ class LatentSemanticEmbedding:
 
     def __call__(self, question: str) -> Floats:
         """The vector of a question, f32[num_dims]. RetrievalError where it has no word in common with the documents."""
-        vector = self.embed([question])[0]
+        vector: Floats = self.embed([question])[0]
         if not vector.any():
             raise RetrievalError(f"No word of the question {question!r} occurs in the documents. Ask in their words.")
         return vector
@@ -89,10 +93,13 @@ class LatentSemanticEmbedding:
         """The embedding that was saved in ``directory``. IndexFormatError where there is none, or it is damaged."""
         path = directory / VOCABULARY_FILE
         if not path.exists():
-            raise IndexFormatError(f"{path} is missing: the index was built with vectors of your own. Embed questions as you did these.")
+            raise IndexFormatError(
+                f"{path} is missing: the index was built with vectors of your own. Embed questions as you did these."
+            )
         try:
             stored = json.loads(path.read_text("utf-8"))
-            with np.load(directory / ARRAYS_FILE, allow_pickle=False) as arrays:
+            content = io.BytesIO((directory / ARRAYS_FILE).read_bytes())  # a damaged file would be left open
+            with np.load(content, allow_pickle=False) as arrays:
                 weights, components = arrays["weights"], arrays["components"]
             _check(stored, weights, components)
             return cls(stored["vocabulary"], weights, components)
@@ -105,7 +112,8 @@ class LatentSemanticEmbedding:
         projected = self._vectorizer.transform(texts) @ self._components.T
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         known = norms > 1e-6
-        return np.divide(projected, norms, out=np.zeros_like(projected), where=known).astype(np.float32)
+        unit: Floats = np.divide(projected, norms, out=np.zeros_like(projected), where=known).astype(np.float32)
+        return unit
 
 
 def embed_documents(documents: Sequence[Document], num_dims: int = DEFAULT_NUM_DIMS) -> tuple[LatentSemanticEmbedding, Floats]:

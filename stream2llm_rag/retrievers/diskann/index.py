@@ -43,8 +43,8 @@ class DiskANNIndex:
             async for snapshot in index.search(query, top_k=10, complexity=100):
                 ...  # the nearest so far; the last one is final
 
-    In memory are the quantised vectors (``num_chunks`` bytes a point) and, for each search that has run beside others, 4 bytes a
-    point. Safe to use from many threads and tasks at once.
+    In memory are the quantised vectors (``num_chunks`` bytes a point) and, for each search that has run beside others, 4
+    bytes a point. Safe to use from many threads and tasks at once.
     """
 
     def __init__(
@@ -131,16 +131,18 @@ class DiskANNIndex:
 
         Of one that is not ours the files begin with ``prefix``; ``metric`` and ``dtype`` (float32, int8 or uint8) are asked for
         where no metadata file says them. ``reader`` brings the nodes: ``"aio"`` (Linux's asynchronous reads, past the page
-        cache), ``"threads"``, ``"memory"`` (the mapped file), or ``"auto"``: ``memory`` where the file is in the page cache, else
-        the first that works here. At most ``max_searches`` run at once (from memory no more than there are processors), further ones
-        wait. ``hop_delay_s`` slows each hop down:
+        cache), ``"threads"``, ``"memory"`` (the mapped file), or ``"auto"``: ``memory`` where the file is in the page cache,
+        else the first that works here. At most ``max_searches`` run at once (from memory no more than there are processors),
+        further ones wait. ``hop_delay_s`` slows each hop down:
         what searches over a slower store look like.
 
         Does one search, so that the first of yours does not wait for the compiler, and fails here where the files do not work.
         Raises IndexFormatError for files that are missing, damaged, or of another kind.
         """
         if not 0 <= hop_delay_s < 3600 or not (isinstance(max_searches, int) and max_searches >= 1):
-            raise InvalidInputError(f"max_searches is at least 1 and hop_delay_s at least 0, but {max_searches!r}, {hop_delay_s!r} came.")
+            raise InvalidInputError(
+                f"max_searches is at least 1 and hop_delay_s at least 0, but {max_searches!r}, {hop_delay_s!r} came."
+            )
         folder = Path(directory)
         manifest = Manifest.read(folder)
         layout = read_layout(folder, prefix=prefix, dtype=None if manifest is not None else _dtype(dtype))
@@ -148,9 +150,7 @@ class DiskANNIndex:
         _require_match(layout, space, manifest)
         opened = open_reader(layout.path, layout.geometry, reader)
         try:
-            index = cls(
-                folder, layout, space, opened, manifest=manifest, max_searches=max_searches, hop_delay_s=hop_delay_s
-            )
+            index = cls(folder, layout, space, opened, manifest=manifest, max_searches=max_searches, hop_delay_s=hop_delay_s)
         except BaseException:
             opened.close()
             raise
@@ -243,9 +243,7 @@ class DiskANNIndex:
             raise InvalidInputError(f"precision is a share above 0, at most 1, but {precision!r} came.")
         fitted = []
         for complexity in complexities:
-            traces = [
-                self.trace(query, top_k=top_k, complexity=complexity, beam_width=beam_width) for query in rows
-            ]
+            traces = [self.trace(query, top_k=top_k, complexity=complexity, beam_width=beam_width) for query in rows]
             thresholds = calibrating.fit(traces[::2], precision)
             judgement = calibrating.judge(traces[1::2], thresholds)
             fitted.append(calibrating.Row(top_k, complexity, beam_width, thresholds, judgement, len(traces[1::2])))
@@ -319,16 +317,20 @@ def _read_labels(directory: Path, manifest: Manifest | None) -> Array | None:
 def _dtype(dtype: Any) -> np.dtype[Any] | None:
     if dtype is None:
         return None
-    wanted = np.dtype(dtype)
+    wanted: np.dtype[Any] = np.dtype(dtype)
     if wanted not in (np.float32, np.int8, np.uint8):
         raise InvalidInputError(f"dtype is float32, int8 or uint8, but {dtype!r} came.")
     return wanted
 
 
 def _foreign_space(directory: Path, prefix: str, layout: Layout, metric: Metric | None) -> Space:
-    """The metric of an index that is not ours. Only Euclidean ones, and inner products by C++, are stored in a way known here."""
+    """The metric of an index that is not ours. Only Euclidean ones, and inner products by C++, are stored in a way known
+    here.
+    """
     metadata = read_metadata(directory, prefix, layout.writer)
-    known: dict[str, Metric] = {"l2": "l2"} | ({"mips": "inner_product"} if layout.max_norm is not None else {})
+    known: dict[str, Metric] = {"l2": "l2"}
+    if layout.max_norm is not None:
+        known["mips"] = "inner_product"
     if metadata is not None:
         metric = known.get(metadata.metric)
         if metric is None:

@@ -2,8 +2,8 @@
 
 One hop takes the nearest candidates that were not expanded yet (the beam), reads their nodes, computes their exact distances,
 and puts their neighbours among the candidates by their approximate ones. That is the beam search of DiskANN (NeurIPS 2019,
-section 2.2); the order of insertion and the ties are those of its C++ code (``NeighborPriorityQueue::insert``), so that the same
-index gives the same neighbours.
+section 2.2); the order of insertion and the ties are those of its C++ code (``NeighborPriorityQueue::insert``), so that the
+same index gives the same neighbours.
 """
 
 from __future__ import annotations
@@ -212,7 +212,8 @@ def _expand(geometry: Geometry, state: State, place: int, node_bytes: Array) -> 
     node = state.beam_ids[place]
     distance = _exact(geometry, state, node_bytes)
     if not math.isfinite(distance):
-        return _fail(state, NOT_FINITE, node)
+        _fail(state, NOT_FINITE, node)
+        return
     error = np.float64(distance) - np.float64(state.beam_distances[place])
     state.moments[0] += 1
     state.moments[1] += error
@@ -221,14 +222,16 @@ def _expand(geometry: Geometry, state: State, place: int, node_bytes: Array) -> 
     neighbours = node_bytes[geometry.vector_bytes :].view(np.uint32)
     degree = neighbours[0]
     if degree > geometry.max_degree:
-        return _fail(state, DEGREE_WRONG, node)
+        _fail(state, DEGREE_WRONG, node)
+        return
     ids, distances, expanded = state.candidate_ids, state.candidate_distances, state.candidate_expanded
     counters, visited, table, codes = state.counters, state.visited, state.table, state.codes
     epoch = counters[EPOCH]
     for edge in range(1, degree + 1):
         neighbour = np.int64(neighbours[edge])
         if neighbour >= geometry.num_points:
-            return _fail(state, NEIGHBOUR_WRONG, node)
+            _fail(state, NEIGHBOUR_WRONG, node)
+            return
         if visited[neighbour] != epoch:
             visited[neighbour] = epoch
             _add_candidate(ids, distances, expanded, counters, neighbour, _approximate(table, codes, neighbour))
@@ -239,9 +242,7 @@ def start(state: State, node: int) -> None:
     """Make ``node`` the only candidate."""
     state.visited[node] = state.counters[EPOCH]
     distance = _approximate(state.table, state.codes, node)
-    _add_candidate(
-        state.candidate_ids, state.candidate_distances, state.candidate_expanded, state.counters, node, distance
-    )
+    _add_candidate(state.candidate_ids, state.candidate_distances, state.candidate_expanded, state.counters, node, distance)
 
 
 @njit(nogil=True, cache=True)
@@ -296,7 +297,8 @@ def _request_beam(geometry: Geometry, state: State, requests: Requests) -> None:
         pointer = requests.pointers.ctypes.data + 8 * num_submitted
         done = _syscall3(requests.submit, requests.context, num_beam - num_submitted, pointer)
         if done <= 0:
-            return _fail(state, SUBMIT_FAILED, state.beam_ids[num_submitted])
+            _fail(state, SUBMIT_FAILED, state.beam_ids[num_submitted])
+            return
         num_submitted += done
     num_read = 0
     while num_read < num_beam:
@@ -305,7 +307,8 @@ def _request_beam(geometry: Geometry, state: State, requests: Requests) -> None:
         if done < 0 and carray(_errno(), 1)[0] == _EINTR:
             continue
         if done < 0:
-            return _fail(state, WAIT_FAILED, state.beam_ids[0])
+            _fail(state, WAIT_FAILED, state.beam_ids[0])
+            return
         for event in range(done):
             if requests.events[event, 2] != stride:
                 _fail(state, READ_SHORT, state.beam_ids[requests.events[event, 0]])

@@ -104,7 +104,9 @@ def read_layout(directory: Path, *, prefix: str = DEFAULT_PREFIX, dtype: np.dtyp
     codes = _read_matrix(codes_path, np.uint8, whole_file=True)
     expected = (geometry.num_points, len(quantizer.chunks) - 1)
     if codes.shape != expected:
-        raise _wrong(codes_path, f"{codes.shape[0]} codes of {codes.shape[1]} bytes, but {expected[0]} of {expected[1]} belong here")
+        raise _wrong(
+            codes_path, f"{codes.shape[0]} codes of {codes.shape[1]} bytes, but {expected[0]} of {expected[1]} belong here"
+        )
     starts, start_vectors = _read_starts(path, geometry, header.medoid)
     return Layout(path, writer, geometry, quantizer, codes, starts, start_vectors, _read_max_norm(path))
 
@@ -133,7 +135,8 @@ class _Header:
 def _read_header(path: Path) -> tuple[_Header, Writer]:
     if not path.is_file():
         raise IndexFormatError(
-            f"There is no index: {path} is missing. Build one with DiskANNIndex.build, or name the folder (and the prefix) of one."
+            f"There is no index: {path} is missing. Build one with DiskANNIndex.build, or name the folder "
+            "(and the prefix) of one."
         )
     num_fields, num_columns = struct.unpack("<II", _read(path, 0, 8))
     if num_columns != 1 or num_fields not in (9, 12, _RUST_HEADER_BYTES):
@@ -145,7 +148,9 @@ def _read_header(path: Path) -> tuple[_Header, Writer]:
     if num_frozen or has_reorder_data:
         raise _wrong(path, "frozen points and reorder data are not supported")
     if is_rust and (fields[9] != 0 or fields[10] != SECTOR_BYTES or fields[11] != _RUST_VERSION):
-        raise _wrong(path, f"associated data {fields[9]}, sector {fields[10]} and version {fields[11]}; 0, 4096 and 1 are known")
+        raise _wrong(
+            path, f"associated data {fields[9]}, sector {fields[10]} and version {fields[11]}; 0, 4096 and 1 are known"
+        )
     if (actual := path.stat().st_size) != file_bytes:
         raise _wrong(path, f"it has {actual} bytes, and its header says {file_bytes}: it is cut off, or from another index")
     return _Header(num_points, num_dims, medoid, node_bytes, nodes_per_sector, file_bytes), "rust" if is_rust else "cpp"
@@ -160,11 +165,15 @@ def _geometry(path: Path, header: _Header, dtype: np.dtype[Any]) -> Geometry:
         raise _wrong(path, f"nodes of {header.node_bytes} bytes do not hold {header.num_dims} values of {dtype} and neighbours")
     nodes_per_sector = SECTOR_BYTES // header.node_bytes
     if header.nodes_per_sector != nodes_per_sector:
-        raise _wrong(path, f"{header.nodes_per_sector} nodes in a sector, but {nodes_per_sector} of {header.node_bytes} bytes fit")
+        raise _wrong(
+            path, f"{header.nodes_per_sector} nodes in a sector, but {nodes_per_sector} of {header.node_bytes} bytes fit"
+        )
     sectors_per_node = 1 if nodes_per_sector else -(-header.node_bytes // SECTOR_BYTES)
     num_sectors = -(-header.num_points // nodes_per_sector) if nodes_per_sector else header.num_points * sectors_per_node
     if header.file_bytes != (1 + num_sectors) * SECTOR_BYTES:
-        raise _wrong(path, f"{header.num_points} nodes take {num_sectors} sectors and the header one, not {header.file_bytes} bytes")
+        raise _wrong(
+            path, f"{header.num_points} nodes take {num_sectors} sectors and the header one, not {header.file_bytes} bytes"
+        )
     element_bytes = -1 if dtype == np.int8 else dtype.itemsize
     return Geometry(
         header.num_points,

@@ -51,7 +51,9 @@ class Manifest:
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise IndexFormatError(f"{path}: it is no description of an index: {error}") from error
         if manifest.version != FORMAT_VERSION:
-            raise IndexFormatError(f"{path}: version {manifest.version!r}, but {FORMAT_VERSION} is known. Build the index again.")
+            raise IndexFormatError(
+                f"{path}: version {manifest.version!r}, but {FORMAT_VERSION} is known. Build the index again."
+            )
         manifest._check(path)
         return manifest
 

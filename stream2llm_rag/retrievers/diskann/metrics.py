@@ -28,9 +28,9 @@ class PreparedQuery:
 class Space:
     """A metric over vectors of ``num_dims`` dimensions.
 
-    ``cosine`` stores vectors of length 1. ``inner_product`` stores x / M and sqrt(1 - |x|^2 / M^2) as one dimension more, where M,
-    ``max_norm``, is the largest norm of all (Bachrach et al., RecSys 2014): all lie on a sphere, and the nearest are those of the
-    largest inner product.
+    ``cosine`` stores vectors of length 1. ``inner_product`` stores x / M and sqrt(1 - |x|^2 / M^2) as one dimension more,
+    where M, ``max_norm``, is the largest norm of all (Bachrach et al., RecSys 2014): all lie on a sphere, and the nearest are
+    those of the largest inner product.
     """
 
     metric: Metric
@@ -88,7 +88,8 @@ class Space:
 
 def norms_of(vectors: Floats) -> npt.NDArray[np.float64]:
     """Euclidean norm of each row; computed in double precision, in which no float32 overflows."""
-    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    return np.sqrt(squares)
 
 
 def _as_floats(query: Any) -> Floats:

@@ -70,7 +70,9 @@ class Reader(Protocol):
 
 
 def open_reader(path: Path, geometry: Geometry, kind: ReaderKind) -> Reader:
-    """Open the nodes of an index. ``auto`` takes ``memory`` where the file is in the page cache, else the fastest that works."""
+    """Open the nodes of an index. ``auto`` takes ``memory`` where the file is in the page cache, else the fastest that
+    works.
+    """
     if kind not in READER_KINDS:
         raise InvalidInputError(f"reader is one of {', '.join(READER_KINDS)}, but {kind!r} came.")
     if kind == "memory" or (kind == "auto" and resident_share(path) >= _RESIDENT_SHARE):
@@ -96,7 +98,7 @@ def resident_share(path: Path) -> float:
     address = ctypes.c_void_p(view.ctypes.data)
     if libc.mincore(address, ctypes.c_size_t(len(view)), pages) != 0:
         return 0.0
-    return float(np.mean(np.frombuffer(pages, np.uint8) & 1))
+    return float(np.mean(np.frombuffer(bytes(pages), np.uint8) & 1))
 
 
 def _map(path: Path) -> Array:
@@ -139,7 +141,9 @@ class AioReader:
     def __init__(self, path: Path, geometry: Geometry) -> None:
         calls = getattr(_SystemCalls, platform.machine(), None)
         if not sys.platform.startswith("linux") or calls is None:
-            raise RetrievalError(f"Asynchronous reads are not known on {sys.platform} {platform.machine()}. Write reader='threads'.")
+            raise RetrievalError(
+                f"Asynchronous reads are not known on {sys.platform} {platform.machine()}. Write reader='threads'."
+            )
         self._calls = calls
         self._geometry = geometry
         self._file = _open_directly(path)
@@ -232,7 +236,7 @@ class _ThreadLane:
         return self._geometry.sectors_per_node * SECTOR_BYTES
 
     def _read(self, place: int, node: Any) -> int:
-        into = memoryview(self._buffer)[place * self._stride : (place + 1) * self._stride]
+        into = self._buffer[place * self._stride : (place + 1) * self._stride].data
         with contextlib.suppress(OSError):
             return os.preadv(self._file, [into], kernels.first_sector(self._geometry, int(node)) * SECTOR_BYTES)
         return 0

@@ -50,7 +50,9 @@ class DiskANNRetriever:
         if emit not in EMITS:
             raise InvalidInputError(f"emit is one of {', '.join(EMITS)}, but {emit!r} came.")
         if not index.has_documents:
-            raise InvalidInputError("A retriever needs an index with documents. Write: DiskANNIndex.build(..., documents=documents)")
+            raise InvalidInputError(
+                "A retriever needs an index with documents. Write: DiskANNIndex.build(..., documents=documents)"
+            )
         parameters = SearchParameters(top_k, complexity, beam_width)
         parameters.check(index.num_points)
         self._index = index
@@ -108,16 +110,14 @@ class _Reading:
         if missing := [id_ for id_ in ids if id_ not in self._read]:
             found = await asyncio.to_thread(self._index.documents, missing)
             scores = dict(zip(snapshot.ids, map(self._index.score, snapshot.distances), strict=True))
-            self._read |= {
-                id_: replace(document, score=scores[id_]) for id_, document in zip(missing, found, strict=True)
-            }
+            self._read |= {id_: replace(document, score=scores[id_]) for id_, document in zip(missing, found, strict=True)}
         return tuple(self._read[id_] for id_ in ids)
 
 
 def _embedder(embed: Any) -> Callable[[str], Awaitable[Any]]:
     """``embed`` as a function that is awaited, off the event loop where it is not, and whose errors are RetrievalErrors."""
     methods = (getattr(embed, name, None) for name in _EMBEDDING_METHODS)
-    function = next(filter(callable, methods), embed)
+    function: Any = next(filter(callable, methods), embed)
     if not callable(function):
         raise InvalidInputError(
             f"embed is a function, or has embed_query or get_query_embedding, but a {type(embed).__name__} came."
@@ -127,8 +127,8 @@ def _embedder(embed: Any) -> Callable[[str], Awaitable[Any]]:
         try:
             if _is_awaited(function):
                 return await function(question)
-            vector = await asyncio.to_thread(function, question)
-            return await vector if inspect.isawaitable(vector) else vector
+            vector: Any = await asyncio.to_thread(function, question)
+            return (await vector) if inspect.isawaitable(vector) else vector
         except Stream2LLMError:
             raise
         except Exception as error:

@@ -29,7 +29,9 @@ _DAMAGE = {
 
 @dataclass(frozen=True, slots=True)
 class SearchParameters:
-    """``top_k`` neighbours, found among ``complexity`` candidates (L in the DiskANN paper), ``beam_width`` nodes read at once."""
+    """``top_k`` neighbours, found among ``complexity`` candidates (L in the DiskANN paper), ``beam_width`` nodes read at
+    once.
+    """
 
     top_k: int = 10
     complexity: int = 100
@@ -96,7 +98,7 @@ class Search:
         Raises IndexFormatError where the search meets damage, RetrievalError where the system does not read.
         """
         state = self._begin(workspace)
-        while not self.is_stopped:
+        while True:
             workspace.lane.advance(state, hops_per_snapshot)
             self._raise_error(state)
             if self.is_stopped:

@@ -52,8 +52,6 @@ class DocumentStore:
 
 
 def _row(id_: int, document: Document) -> tuple[Any, ...]:
-    if not isinstance(document, Document):
-        raise InvalidInputError(f"documents holds Document values, but a {type(document).__name__} came.")
     try:
         metadata = json.dumps(dict(document.metadata)) if document.metadata else None
         document.text.encode()  # SQLite takes no half of a surrogate pair

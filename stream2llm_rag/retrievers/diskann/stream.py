@@ -21,9 +21,7 @@ class Workers:
     Workspaces are made when they are first needed, and used again: at most one for each search that runs at once.
     """
 
-    def __init__(
-        self, open_lane: Callable[[], Lane], num_points: int, max_searches: int, hops_per_snapshot: int = 1
-    ) -> None:
+    def __init__(self, open_lane: Callable[[], Lane], num_points: int, max_searches: int, hops_per_snapshot: int = 1) -> None:
         self._open_lane = open_lane
         self._num_points = num_points
         self._hops_per_snapshot = hops_per_snapshot

@@ -21,7 +21,8 @@ NUM_CORRUPTIONS = 1000
 
 
 def corrupt(content: bytes, dice: random.Random) -> bytes:
-    """Cut off, flip bits, overwrite, swap two stretches, or put something in; half of them near the start, where headers are."""
+    """Cut off, flip bits, overwrite, swap two stretches, or put something in; half of them near the start, where headers
+    are."""
     changed = bytearray(content)
     place = dice.randrange(min(len(content), 512)) if dice.random() < 0.5 else dice.randrange(len(content))
     length = min(dice.choice([1, 4, 8, 64, 4096]), len(content) - place)
@@ -99,9 +100,8 @@ def test_1000_random_corruptions_neither_crash_nor_mislead(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", [*FILES[:3], "documents.sqlite"])
 def test_a_missing_file_is_named(copied: Built, name: str) -> None:
     (copied.directory / name).unlink()
-    with pytest.raises(IndexFormatError, match=name):
-        with DiskANNIndex.open(copied.directory) as index:
-            index.documents([0])
+    with pytest.raises(IndexFormatError, match=name), DiskANNIndex.open(copied.directory) as index:
+        index.documents([0])
 
 
 def test_a_folder_without_an_index_says_how_to_make_one(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,10 @@ def recall(found: Sequence[Sequence[int]], true: Sequence[set[int]]) -> float:
 
 
 @pytest.fixture(scope="module")
-def rust(build: Callable[..., Built]) -> Iterator[Callable[[str], Any]]:
+def rust(build: Callable[..., Built]) -> Callable[[str], Any]:
     import diskannpy
 
-    yield lambda metric: diskannpy.StaticDiskIndex(str(build(metric).directory), num_threads=1, beam_width=4)
+    return lambda metric: diskannpy.StaticDiskIndex(str(build(metric).directory), num_threads=1, beam_width=4)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -82,7 +82,10 @@ def test_it_finds_what_diskannpy_rust_finds_in_no_more_reads(
 
 @pytest.mark.parametrize("reader", READERS)
 def test_every_reader_finds_the_same_along_the_same_way(built: Built, reader: Any) -> None:
-    with DiskANNIndex.open(built.directory, reader="memory") as memory, DiskANNIndex.open(built.directory, reader=reader) as index:
+    with (
+        DiskANNIndex.open(built.directory, reader="memory") as memory,
+        DiskANNIndex.open(built.directory, reader=reader) as index,
+    ):
         assert index.reader == reader
         for query in built.queries[:20]:
             assert index.nearest(query, complexity=60) == memory.nearest(query, complexity=60)

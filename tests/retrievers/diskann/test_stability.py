@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from stream2llm_rag.retrievers.diskann.calibration import Calibration, Judgement
 from stream2llm_rag.retrievers.diskann.search import SearchParameters
 from stream2llm_rag.retrievers.diskann.stability import Gate
 
-from .conftest import Built, clustered, exact
+from .conftest import Built, clustered
 
 
 def snapshot(
@@ -24,7 +24,14 @@ def snapshot(
     slacks = [slack] * len(ids) if isinstance(slack, float) else slack
     num_reads = round(100 * progress)
     return Snapshot(
-        tuple(ids), tuple(map(float, range(len(ids)))), tuple(slacks), (age,) * len(ids), num_reads, num_reads // 4, progress, is_final
+        tuple(ids),
+        tuple(map(float, range(len(ids)))),
+        tuple(slacks),
+        (age,) * len(ids),
+        num_reads,
+        num_reads // 4,
+        progress,
+        is_final,
     )
 
 
@@ -57,7 +64,10 @@ def test_eager_shows_the_whole_top_k_and_final_nothing_before_the_end() -> None:
     assert [final.pass_on(each) for each in (early, later, last)] == [None, None, (1, 4)]
 
 
-@given(st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=5, unique=True), min_size=1, max_size=8), st.sampled_from(["stable", "eager", "final"]))
+@given(
+    st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=5, unique=True), min_size=1, max_size=8),
+    st.sampled_from(["stable", "eager", "final"]),
+)
 def test_the_last_that_is_shown_is_always_the_whole_result(tops: list[list[int]], emit: str) -> None:
     gate = Gate(Thresholds(), emit)  # type: ignore[arg-type]
     shown = [gate.pass_on(snapshot(ids, is_final=number == len(tops))) for number, ids in enumerate(tops, 1)]
@@ -69,8 +79,8 @@ def test_a_search_reports_progress_slack_and_age_that_fit_what_it_found(index: D
     for query in built.queries[:20]:
         trace = index.trace(query, top_k=10, complexity=80)
         assert [s.is_final for s in trace] == [False] * (len(trace) - 1) + [True]
-        assert trace[-1] == replace(index.nearest(query, top_k=10, complexity=80))
-        for one, other in zip(trace, trace[1:], strict=False):
+        assert trace[-1] == index.nearest(query, top_k=10, complexity=80)
+        for one, other in pairwise(trace):
             assert one.num_reads < other.num_reads or other.is_final
             assert one.progress <= other.progress <= 1
             kept = [id_ for id_ in one.ids if id_ in other.ids]
@@ -118,14 +128,22 @@ def test_fitting_takes_the_earliest_thresholds_with_the_wanted_precision() -> No
 
 @pytest.mark.parametrize(
     ("queries", "settings", "words"),
-    [(np.ones((19, 32)), {}, "20 queries or more"), (np.ones(32), {}, "20 queries"), (np.ones((20, 32)), {"precision": 0}, "precision")],
+    [
+        (np.ones((19, 32)), {}, "20 queries or more"),
+        (np.ones(32), {}, "20 queries"),
+        (np.ones((20, 32)), {"precision": 0}, "precision"),
+    ],
 )
-def test_what_cannot_be_calibrated_with_is_refused(index: DiskANNIndex, queries: object, settings: dict[str, float], words: str) -> None:
+def test_what_cannot_be_calibrated_with_is_refused(
+    index: DiskANNIndex, queries: object, settings: dict[str, float], words: str
+) -> None:
     with pytest.raises(InvalidInputError, match=words):
         index.calibrate(queries, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2, "rows": []}', '{"version": 1, "rows": [{"top_k": 1}]}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"version": 2, "rows": []}', '{"version": 1, "rows": [{"top_k": 1}]}', "\x00"]
+)
 def test_a_damaged_calibration_is_said(tmp_path: Path, text: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ async def test_the_last_snapshot_is_the_whole_result(built: Built, reader: Any) 
             snapshots = await collect(index.search(query, complexity=60))
             assert snapshots[-1] == index.nearest(query, complexity=60)
             assert [snapshot.is_final for snapshot in snapshots].count(True) == 1
-            assert all(a.num_reads < b.num_reads for a, b in zip(snapshots, snapshots[1:], strict=False))
+            assert all(a.num_reads < b.num_reads for a, b in pairwise(snapshots))
 
 
 async def test_many_searches_at_once_do_not_mix(built: Built) -> None:
@@ -77,7 +78,9 @@ async def test_a_late_reader_gets_the_latest_snapshot(held: tuple[DiskANNIndex, 
     assert [snapshot.is_final for snapshot in await collect(stream)] == [True]
 
 
-async def test_a_search_that_is_closed_ends_between_two_hops_and_frees_its_place(held: tuple[DiskANNIndex, Held], built: Built) -> None:
+async def test_a_search_that_is_closed_ends_between_two_hops_and_frees_its_place(
+    held: tuple[DiskANNIndex, Held], built: Built
+) -> None:
     index, gate = held
     first, second, third = (index.search(query) for query in built.queries[:3])  # two may run at once
     for _ in range(2):
@@ -91,6 +94,7 @@ async def test_a_search_that_is_closed_ends_between_two_hops_and_frees_its_place
     assert await collect(first) == []
     gate.steps.release(1000)
     assert (await collect(second))[-1].is_final
+    await asyncio.wrap_future(second._future)
     assert not index._workers._searches
 
 
@@ -100,14 +104,13 @@ async def test_closing_the_index_ends_its_searches(held: tuple[DiskANNIndex, Hel
     for _ in range(2):
         await asyncio.to_thread(gate.waiting.acquire)
     closing = asyncio.create_task(asyncio.to_thread(index.close))
-    while not index._workers._is_closed:
+    while not index._workers._is_closed:  # noqa: ASYNC110 - nobody tells when the closing begins
         await asyncio.sleep(0)
     gate.steps.release(2)
     await closing
     for stream in streams:
         with pytest.raises(LifecycleError, match="closed"):
-            while True:
-                await anext(stream)
+            await collect(stream)
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
 
