@@ -116,7 +116,7 @@ def streamed(data: Data, directory: Path) -> list[dict[str, Any]]:
     """What the gate lets through: share of the final list by share of the reads, and how much of it stays."""
     rows = []
     half = len(data.queries) // 2
-    with DiskANNIndex.open(directory, reader="aio") as index:  # which gives a snapshot at each hop that changes the top k
+    with DiskANNIndex.open(directory, reader="memory") as index:
         for complexity in (80, 320):
             index.calibrate(data.queries[:half], top_k=TOP_K, complexities=[complexity])
             fitted = index.thresholds(top_k=TOP_K, complexity=complexity)

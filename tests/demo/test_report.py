@@ -8,7 +8,15 @@ from stream2llm_rag.demo import Answers, Report
 from stream2llm_rag.timeline import timelines_from_json
 from tests.demo.samples import answers, result
 
-RUN_KEYS = {"ttft_s", "arrival_to_first_token_s", "retrieval_s", "prompt_tokens", "overlap_tokens", "num_pages"}
+RUN_KEYS = {
+    "ttft_s",
+    "arrival_to_first_token_s",
+    "retrieval_s",
+    "prompt_tokens",
+    "overlap_tokens",
+    "num_pages",
+    "invalidated_tokens",
+}
 COMPARISON_KEYS = {
     "streaming",
     "non_streaming",
@@ -82,4 +90,5 @@ def test_the_table_has_both_ways_side_by_side() -> None:
         ("Pages", "2", "2"),
         ("Prompt tokens", "1,100", "1,100"),
         ("Tokens computed before the final context", "600", "0"),
+        ("Tokens whose KV a change of context cost", "0", "0"),
     ]
