@@ -9,9 +9,8 @@ import importlib.util
 
 from stream2llm_rag.errors import MissingExtraError
 
-for _module in ("numba",):
-    if importlib.util.find_spec(_module) is None:
-        raise MissingExtraError(f"{_module}, which DiskANNIndex needs,", "diskann")
+if importlib.util.find_spec("numba") is None:
+    raise MissingExtraError("numba, which DiskANNIndex needs,", "diskann")
 
 from stream2llm_rag.retrievers.diskann.build import BuildProgress, GraphParameters  # noqa: E402 - only after the check above
 from stream2llm_rag.retrievers.diskann.embedding import LatentSemanticEmbedding  # noqa: E402
