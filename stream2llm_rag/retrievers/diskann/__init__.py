@@ -12,11 +12,11 @@ from stream2llm_rag.errors import MissingExtraError
 if importlib.util.find_spec("numba") is None:
     raise MissingExtraError("numba, which DiskANNIndex needs,", "diskann")
 
-from stream2llm_rag.retrievers.diskann.build import BuildProgress, GraphParameters  # noqa: E402 - only after the check above
-from stream2llm_rag.retrievers.diskann.embedding import LatentSemanticEmbedding  # noqa: E402
-from stream2llm_rag.retrievers.diskann.index import DiskANNIndex  # noqa: E402
-from stream2llm_rag.retrievers.diskann.retriever import DiskANNRetriever  # noqa: E402
-from stream2llm_rag.retrievers.diskann.stability import Snapshot, Thresholds  # noqa: E402
+from stream2llm_rag.retrievers.diskann.build import BuildProgress, GraphParameters
+from stream2llm_rag.retrievers.diskann.embedding import LatentSemanticEmbedding
+from stream2llm_rag.retrievers.diskann.index import DiskANNIndex
+from stream2llm_rag.retrievers.diskann.retriever import DiskANNRetriever
+from stream2llm_rag.retrievers.diskann.stability import Snapshot, Thresholds
 
 __all__ = [
     "BuildProgress",
