@@ -12,6 +12,18 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from stream2llm_rag.errors import EngineStartError
+
+
+def refuse_unguarded_start() -> None:
+    """Raise :class:`EngineStartError` where starting processes now would run the main script a second time."""
+    script = missing_main_guard()
+    if in_spawned_child() or script is not None:
+        raise EngineStartError(
+            f"{script or 'the main script'} starts an engine at its top level, and vLLM's processes would run it again. "
+            'Put what it does under: if __name__ == "__main__":'
+        )
+
 
 def missing_main_guard() -> str | None:
     """Name the main script if it is running its top level right now without a guard; None when all is well."""

@@ -30,7 +30,7 @@ from stream2llm_rag.errors import (
     MissingExtraError,
     Stream2LLMError,
 )
-from stream2llm_rag.main_guard import in_spawned_child, missing_main_guard
+from stream2llm_rag.main_guard import refuse_unguarded_start
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -99,7 +99,8 @@ class Stream2LLMEngine:
     async def __aenter__(self) -> Self:
         if self._state != "not opened yet":
             raise LifecycleError(f"this engine is {self._state}. Make a new one: an engine is opened once.")
-        self._refuse_unguarded_script()
+        refuse_unguarded_start()
+        self._refuse_missing_model()
         self._state = "starting"
         try:
             await self._starter.run(self._start)
@@ -242,13 +243,7 @@ class Stream2LLMEngine:
             await self._starter.run(partial(llm.shutdown, timeout=_SHUTDOWN_TIMEOUT_S))
         self._starter.close()
 
-    def _refuse_unguarded_script(self) -> None:
-        script = missing_main_guard()
-        if in_spawned_child() or script is not None:
-            raise EngineStartError(
-                f"{script or 'the main script'} starts an engine at its top level, and vLLM's processes would run it again. "
-                'Put what it does under: if __name__ == "__main__":'
-            )
+    def _refuse_missing_model(self) -> None:
         path = Path(self._model)
         if (path.is_absolute() or self._model.startswith(".")) and not path.exists():
             raise EngineStartError(

@@ -16,7 +16,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
@@ -155,13 +155,13 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
     """vLLM's ``SamplingParams`` for what a caller gave, with deltas as output.
 
     Raises :class:`InvalidInputError` for a field that vLLM does not know or a value that it refuses, and
-    :class:`UnsupportedError` for what streams cannot do.
+    :class:`UnsupportedError` for what streams cannot do. ``structured_outputs`` may be a mapping of its fields.
     """
     if isinstance(sampling, SamplingParams):
         params = sampling.clone()
     else:
         try:
-            params = SamplingParams(**sampling)
+            params = SamplingParams(**_with_structured_outputs(sampling))
         except (TypeError, *_REFUSALS) as error:
             raise InvalidInputError(f"sampling={dict(sampling)!r} is not valid for vLLM's SamplingParams: {error}") from error
     if params.n != 1:
@@ -172,6 +172,14 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
         raise InvalidInputError(f"extra_args[{protocol.EXTRA_ARGS_KEY!r}] belongs to this library. Use another key.")
     params.output_kind = RequestOutputKind.DELTA
     return params
+
+
+def _with_structured_outputs(sampling: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let a constraint be plain values too, as all other fields can."""
+    constraint = sampling.get("structured_outputs")
+    if not isinstance(constraint, Mapping):
+        return sampling
+    return {**sampling, "structured_outputs": StructuredOutputsParams(**constraint)}
 
 
 def _delta(completion: CompletionOutput) -> OutputDelta:

@@ -62,6 +62,7 @@ class Call:
     answer_by_s: float | None
     sampling: Mapping[str, Any] | Any
     on_event: Callable[[Event], None] | None
+    retriever: StreamingRetriever | None = None
 
 
 class Places:
@@ -207,7 +208,8 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
     async def _retrieve(self, take: Callable[[Sequence[ContextDelta]], Any]) -> None:
         deadline = None if self._call.answer_by_s is None else self._arrived_at + self._call.answer_by_s
         assert self._tasks is not None
-        await self._retrieval.run(self._means.retriever, self._call.question, deadline, take, self._recorder, self._tasks)
+        retriever = self._call.retriever or self._means.retriever
+        await self._retrieval.run(retriever, self._call.question, deadline, take, self._recorder, self._tasks)
         num_suffix_tokens = len(self._prompt.suffix_ids)
         self._recorder.record(EventKind.FINAL_CONTEXT, at=self._retrieval.ended_at, tokens=num_suffix_tokens)
         error = self._retrieval.error

@@ -46,8 +46,7 @@ class StreamingRAG:
             raise InvalidInputError(f"on_retrieval_error is {on_retrieval_error!r}. Write 'answer' or 'raise'.")
         if max_streams < 1:
             raise InvalidInputError(f"max_streams must be at least 1, got {max_streams}.")
-        if not hasattr(retriever, "stream"):
-            raise InvalidInputError(f"a retriever has a method stream(query), {type(retriever).__name__} has none.")
+        _check_retriever(retriever)
         self._means = Means(
             engine,
             retriever,
@@ -72,16 +71,20 @@ class StreamingRAG:
         answer_by_s: float | None = None,
         sampling: Mapping[str, Any] | Any = None,
         on_event: Callable[[Event], None] | None = None,
+        retriever: StreamingRetriever | None = None,
     ) -> AnswerStream:
         """Answer ``question``; use the returned stream under ``async with``.
 
         ``streaming=False`` does the same the usual way: retrieve all, then submit. ``answer_by_s`` seconds after the question's
         arrival retrieval is ended and the answer made from what is there. ``on_event`` is called with each event of the
-        timeline as it happens. ``sampling`` takes the place of the instance's.
+        timeline as it happens. ``sampling`` and ``retriever`` take the place of the instance's.
         """
+        if retriever is not None:
+            _check_retriever(retriever)
         if answer_by_s is not None and answer_by_s < 0:
             raise InvalidInputError(f"answer_by_s is a number of seconds from 0 on, got {answer_by_s}.")
-        call = Call(question, tuple(history), streaming, answer_by_s, _with_max_tokens(sampling or self._sampling), on_event)
+        chosen = _with_max_tokens(sampling or self._sampling)
+        call = Call(question, tuple(history), streaming, answer_by_s, chosen, on_event, retriever)
         return AnswerStream(self._means, call)
 
     async def answer(self, question: str, **options: Any) -> RAGResult:
@@ -111,6 +114,11 @@ class StreamingRAG:
             order=self._order,
             max_document_tokens=self._max_document_tokens,
         )
+
+
+def _check_retriever(retriever: object) -> None:
+    if not hasattr(retriever, "stream"):
+        raise InvalidInputError(f"a retriever has a method stream(query), {type(retriever).__name__} has none.")
 
 
 def _with_max_tokens(sampling: Mapping[str, Any] | Any) -> Mapping[str, Any] | Any:

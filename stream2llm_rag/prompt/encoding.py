@@ -32,7 +32,13 @@ class Tokenizer(Protocol):
         """Return the ids of ``text``."""
 
     def apply_chat_template(
-        self, conversation: list[dict[str, Any]], *, chat_template: str | None, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        chat_template: str | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        **variables: Any,
     ) -> Any:
         """Render ``conversation`` as text."""
 

@@ -88,15 +88,23 @@ def chat_renderer(tokenizer: Tokenizer, chat_template: str | None) -> Renderer:
         # Random, so that no template can hold one by chance; letters and digits, so that escaping leaves them alone.
         words = [f"slot{secrets.token_hex(8)}x{index}x" for index in range(len(roles))]
         messages = [{"role": role, "content": content(word)} for role, word in zip(roles, words, strict=True)]
-        return _split(_apply(tokenizer, messages, chat_template), words)
+        return split_rendering(apply_template(tokenizer, messages, chat_template), words)
 
     return render
 
 
-def _apply(tokenizer: Tokenizer, messages: list[dict[str, Any]], chat_template: str | None) -> str:
+def apply_template(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], chat_template: str | None, **variables: Any
+) -> str:
+    """Return what the template writes for ``messages``; ``variables`` are further ones of the template, such as ``tools``.
+
+    Raises :class:`~stream2llm_rag.errors.InvalidInputError` where it refuses them.
+    """
     try:
         return str(
-            tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True)
+            tokenizer.apply_chat_template(
+                messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True, **variables
+            )
         )
     except Exception as error:  # a template is a program: it raises what it likes
         roles = ", ".join(message["role"] for message in messages)
@@ -106,7 +114,11 @@ def _apply(tokenizer: Tokenizer, messages: list[dict[str, Any]], chat_template: 
         ) from error
 
 
-def _split(rendered: str, words: Sequence[str]) -> Rendering:
+def split_rendering(rendered: str, words: Sequence[str]) -> Rendering:
+    """Split a rendering at the words that stand for contents.
+
+    Raises :class:`~stream2llm_rag.errors.InvalidInputError` where one of them is missing or there twice.
+    """
     parts = re.split("(" + "|".join(words) + ")", rendered)
     slots = tuple(words.index(word) for word in parts[1::2])
     if sorted(slots) != list(range(len(words))):

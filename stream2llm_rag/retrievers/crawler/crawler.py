@@ -103,6 +103,7 @@ class WebCrawler:
         self._politeness = Politeness(max_active=per_host_concurrency, delay_s=delay_s)
         self._pool = ExtractionPool(num_workers=num_extractors, timeout_s=extract_timeout_s, extractor=extractor)
         self._fetcher: Fetcher | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._rules: Callable[[str], Awaitable[RobotsRules]] = self._allow_all
         self._streams: deque[CrawlStream] = deque()
         self._is_closed = False
@@ -110,6 +111,7 @@ class WebCrawler:
     async def __aenter__(self) -> Self:
         if self._fetcher is not None or self._is_closed:
             raise LifecycleError("A WebCrawler is opened once; this one was opened before. Make a new one.")
+        self._loop = asyncio.get_running_loop()
         self._fetcher = Fetcher(user_agent=self._user_agent, timeout_s=self._page_timeout_s, private_hosts=self._private_hosts)
         if self._obey_robots:
             self._rules = RobotsCache(self._fetcher.get_robots).rules
@@ -136,6 +138,11 @@ class WebCrawler:
             raise LifecycleError("This WebCrawler is closed. Read its streams inside its `async with`.")
         if self._fetcher is None:
             raise LifecycleError("This WebCrawler is not open. Write: async with WebCrawler(...) as crawler: ...")
+        if asyncio.get_running_loop() is not self._loop:  # its sockets belong to the loop that opened it
+            raise LifecycleError(
+                "This WebCrawler was opened on another event loop. Read it there, or open it with BackgroundEngine.host(), "
+                "for callers on any."
+            )
         services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all)
         stream = CrawlStream(Crawl(self._seeds, self._scope, self._limits, services), on_end=self._streams.remove)
         self._streams.append(stream)

@@ -1,0 +1,74 @@
+"""Tool calls in what a model writes, read by vLLM's own parser for that model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stream2llm_rag.engine.session import OutputDelta
+from stream2llm_rag.errors import InvalidInputError, MissingExtraError
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of call number ``index``: its ``name`` and ``call_id`` come once, ``arguments`` is a piece of their JSON."""
+
+    index: int
+    call_id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedDelta:
+    """What a piece of output says: text for the reader, and pieces of tool calls."""
+
+    text: str
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+
+
+class ToolCallReader:
+    """Reads one answer, piece by piece. ``name`` is that of one of vLLM's tool parsers, such as ``hermes``; ``tools`` are in
+    OpenAI's format.
+
+    The answer has to come with ``skip_special_tokens=False``, as many models mark a call by special tokens. Raises
+    :class:`InvalidInputError` for a parser that vLLM does not have.
+    """
+
+    def __init__(self, name: str, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
+            from vllm.tool_parsers import ToolParserManager
+        except ImportError as error:
+            raise MissingExtraError("vLLM, which reads tool calls,", "vllm") from error
+        try:
+            parser = ToolParserManager.get_tool_parser(name)
+        except KeyError as error:
+            raise InvalidInputError(f"vLLM has no tool parser {name!r}: {error}") from error
+        declared = [ChatCompletionToolsParam.model_validate(dict(tool)) for tool in tools]
+        self._parser = parser(tokenizer, declared)
+        self._request = ChatCompletionRequest(model="", messages=[], tools=declared, tool_choice="auto")
+        self._text = ""
+        self._token_ids: list[int] = []
+
+    def feed(self, delta: OutputDelta) -> ParsedDelta:
+        """What ``delta`` adds."""
+        before, ids_before = self._text, list(self._token_ids)
+        self._text += delta.text
+        self._token_ids += delta.token_ids
+        message = self._parser.extract_tool_calls_streaming(
+            before, self._text, delta.text, ids_before, self._token_ids, list(delta.token_ids), self._request
+        )
+        if message is None:
+            return ParsedDelta("")
+        calls = tuple(
+            ToolCallDelta(
+                call.index,
+                call.id,
+                None if call.function is None else call.function.name,
+                "" if call.function is None else call.function.arguments or "",
+            )
+            for call in message.tool_calls or ()
+        )
+        return ParsedDelta(message.content or "", calls)

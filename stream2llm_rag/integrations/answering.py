@@ -1,0 +1,98 @@
+"""What the adapters ask of an engine in the background: an answer over a retriever, or one to a prompt that is complete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import anyio
+
+from stream2llm_rag.documents import Append, ContextDelta, Document
+from stream2llm_rag.engine.session import OutputDelta
+from stream2llm_rag.errors import CapacityError
+from stream2llm_rag.integrations.background import BackgroundEngine, at_home
+from stream2llm_rag.integrations.crossing import LoopStream, Outlet, closing
+from stream2llm_rag.pipeline import StreamingRAG
+from stream2llm_rag.result import RAGResult
+from stream2llm_rag.retrievers.base import StreamingRetriever
+from stream2llm_rag.timeline import Event
+
+Update: TypeAlias = Event | str | RAGResult
+"""What happened, a piece of the answer's text, or at last its result."""
+
+_RETRY_AFTER_S = 0.1  # doubled each time
+
+
+class Watched:
+    """A retriever that tells of each delta what the context came to: ``on_context(documents)``, on the retriever's own loop."""
+
+    def __init__(self, retriever: StreamingRetriever, on_context: Callable[[tuple[Document, ...]], None]) -> None:
+        self._retriever = retriever
+        self._on_context = on_context
+
+    async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
+        """The deltas of the retriever, unchanged."""
+        documents: tuple[Document, ...] = ()
+        async with closing(self._retriever.stream(query)) as deltas:
+            async for delta in deltas:
+                documents = context_after(documents, delta)
+                self._on_context(documents)
+                yield delta
+
+
+def context_after(documents: tuple[Document, ...], delta: ContextDelta) -> tuple[Document, ...]:
+    """The context that ``delta`` makes of ``documents``."""
+    return (*documents, *delta.documents) if isinstance(delta, Append) else delta.documents
+
+
+
+def start_answer(
+    engine: BackgroundEngine, rag: StreamingRAG, question: str, retriever: StreamingRetriever, **options: Any
+) -> LoopStream[Update]:
+    """Start an answer; read the updates on the loop that runs now, which also runs the retriever.
+
+    ``options`` are those of :meth:`StreamingRAG.stream`. Updates that nobody reads yet are kept: as many as the answer has
+    tokens and its request steps.
+    """
+    here = at_home(retriever)
+
+    async def produce(outlet: Outlet[Update]) -> None:
+        async with rag.stream(question, retriever=here, on_event=outlet.emit, **options) as answer:
+            async for text in answer:
+                outlet.emit(text)
+            outlet.emit(answer.result)
+
+    return engine.aiterate(produce)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that is complete. ``timeout_s`` bounds the whole answer, ``max_retries`` the attempts at a full engine."""
+
+    token_ids: Sequence[int]
+    sampling: Mapping[str, Any]
+    timeout_s: float | None = None
+    max_retries: int = 0
+
+
+def start_generation(engine: BackgroundEngine, prompt: Prompt) -> LoopStream[OutputDelta]:
+    """Start the answer to a prompt; read it on the loop that runs now. TimeoutError after ``timeout_s`` seconds."""
+
+    async def produce(outlet: Outlet[OutputDelta]) -> None:
+        with anyio.fail_after(prompt.timeout_s):
+            async with await _open(engine, prompt.max_retries) as session:
+                async for delta in await session.finish(prompt.token_ids, prompt.sampling):
+                    outlet.emit(delta)
+
+    return engine.aiterate(produce)
+
+
+async def _open(engine: BackgroundEngine, max_retries: int) -> Any:
+    for attempt in range(max_retries):
+        try:
+            return await engine.engine.open()
+        except CapacityError:
+            await asyncio.sleep(_RETRY_AFTER_S * 2**attempt)
+    return await engine.engine.open()

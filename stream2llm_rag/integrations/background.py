@@ -1,0 +1,258 @@
+"""An engine on an event loop of its own, in a thread of its own: for callers without a loop, and for all of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+import anyio.to_thread
+
+from stream2llm_rag.documents import ContextDelta
+from stream2llm_rag.engine.engine import Stream2LLMEngine
+from stream2llm_rag.errors import InvalidInputError, LifecycleError, UnsupportedError
+from stream2llm_rag.integrations.crossing import LoopStream, Producer, ThreadStream, Transfer, closing, forward
+from stream2llm_rag.main_guard import refuse_unguarded_start
+from stream2llm_rag.pipeline import Engine
+from stream2llm_rag.retrievers.base import StreamingRetriever
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# For retrievers that block: one that waits for a thread while it holds one must never wait for ever. Threads start on demand.
+_MAX_BLOCKING_CALLS = 1024
+
+
+class BackgroundEngine:
+    """Runs ``engine`` on a loop of its own, and serves plain scripts, threads and running loops (Jupyter, servers) alike.
+
+    ::
+
+        with BackgroundEngine(Stream2LLMEngine("Qwen/Qwen3-0.6B")) as engine:
+            chat = ChatStream2LLM(engine=engine)
+
+    ``engine`` is a :class:`Stream2LLMEngine`, or anything with the same ``open()``, ``tokenizer`` and ``max_model_len``; one
+    that has to be opened is not open yet. Entering blocks until it is, under ``async with`` without blocking the loop; in a
+    notebook write ``engine = BackgroundEngine(...).open()``. Closing ends what is under way, for which its readers get
+    :class:`LifecycleError`. One that nobody closed is closed when the interpreter exits.
+
+    Everything may be called from any thread. It cannot be pickled or copied to another process.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        if not hasattr(engine, "open"):
+            raise InvalidInputError(f"an engine is needed, such as Stream2LLMEngine('model'), but {engine!r} came.")
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._state = "not opened yet"
+        self._transfers: set[Transfer[Any]] = set()
+        self._guests: list[_Guest] = []
+        self._loop: asyncio.AbstractEventLoop  # made with the thread, for both have to be ended
+        self._thread = threading.Thread(target=self._serve, name="stream2llm-loop", daemon=True)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, open."""
+        self._check()
+        return self._engine
+
+    def open(self) -> Self:
+        """Start the loop and open the engine on it; returns this. Raises what opening the engine raises."""
+        self._begin()
+        return self._wait_until_open()
+
+    def close(self) -> None:
+        """End everything: what is under way, what was hosted, the engine, the loop. Calling it again does nothing."""
+        if threading.current_thread() is self._thread:
+            raise LifecycleError("an engine cannot be closed from its own loop, which the close would wait for.")
+        with self._lock:
+            was_open, self._state = self._state == "open", "closed" if self._state == "open" else self._state
+        if was_open:
+            atexit.unregister(self.close)
+            self._stop()
+
+    def host(self, resource: AbstractAsyncContextManager[T]) -> HostedRetriever:
+        """Open a retriever on the engine's loop, such as a ``WebCrawler``; it is closed with the engine.
+
+        What comes back can be used from everywhere, whichever loop or thread asks.
+        """
+        self._check()
+        if self.is_current:
+            raise LifecycleError("a resource cannot be hosted from the engine's own loop, which has to open it.")
+        retriever = self._enter(resource).result()
+        if not isinstance(retriever, StreamingRetriever):
+            raise InvalidInputError(f"a retriever has a method stream(query), {type(retriever).__name__} has none.")
+        return HostedRetriever(retriever, self._loop)
+
+    def iterate(self, produce: Producer[T]) -> ThreadStream[T]:
+        """Start ``produce`` on the engine's loop; its items, for a thread. LifecycleError on the engine's own loop."""
+        self._check()
+        stream = ThreadStream(self._loop, produce)
+        self._start(stream.transfer)
+        return stream
+
+    def aiterate(self, produce: Producer[T]) -> LoopStream[T]:
+        """Start ``produce`` on the engine's loop; its items, for the loop that runs now."""
+        self._check()
+        stream = LoopStream(self._loop, produce)
+        self._start(stream.transfer)
+        return stream
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the engine's own loop."""
+        return threading.current_thread() is self._thread
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        opening = asyncio.ensure_future(anyio.to_thread.run_sync(self._wait_until_open))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([opening])
+                await anyio.to_thread.run_sync(self.close)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.close)
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedError(
+            "a running engine cannot be pickled or copied. Pass the model's name on, and open an engine where it is needed."
+        )
+
+    def _begin(self) -> None:
+        """Start the loop. Here, in the caller's thread, it shows whether the main script is guarded."""
+        if isinstance(self._engine, Stream2LLMEngine):
+            refuse_unguarded_start()
+        with self._lock:
+            if self._state != "not opened yet":
+                raise LifecycleError(f"this engine is {self._state}. Make a new one: an engine is opened once.")
+            self._state = "starting"
+        self._loop = asyncio.new_event_loop()
+        self._thread.start()
+
+    def _wait_until_open(self) -> Self:
+        try:
+            if hasattr(self._engine, "__aenter__"):
+                self._enter(self._engine).result()
+        except BaseException:
+            self._state = "closed"
+            self._stop()
+            raise
+        self._state = "open"
+        atexit.register(self.close)
+        return self
+
+    def _stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_default_executor(ThreadPoolExecutor(_MAX_BLOCKING_CALLS, thread_name_prefix="stream2llm-call"))
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            self._loop.close()
+
+    def _start(self, transfer: Transfer[Any]) -> None:
+        with self._lock:
+            self._check()
+            self._transfers.add(transfer)
+            transfer.on_end = lambda: self._transfers.discard(transfer)
+            transfer.start()
+
+    def _enter(self, resource: AbstractAsyncContextManager[T]) -> Future[T]:
+        """Have a task of its own keep ``resource`` open: what it enters it has to leave in the same task."""
+        guest = _Guest()
+        self._guests.append(guest)
+        opened: Future[T] = Future()
+        self._loop.call_soon_threadsafe(guest.start, resource, opened)
+        return opened
+
+    async def _end(self) -> None:
+        tasks = [transfer.task for transfer in self._transfers if transfer.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._guests:
+            await self._guests.pop().end()  # last come, first gone: the engine goes last
+
+    def _check(self) -> None:
+        if self._state != "open":
+            raise LifecycleError(f"this engine is {self._state}. Use it inside: with BackgroundEngine(...) as engine.")
+
+
+class _Guest:
+    """A task that keeps one resource open until it is told to end."""
+
+    def __init__(self) -> None:
+        self._is_over = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, resource: AbstractAsyncContextManager[T], opened: Future[T]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._keep(resource, opened))
+
+    async def end(self) -> None:
+        self._is_over.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _keep(self, resource: AbstractAsyncContextManager[T], opened: Future[T]) -> None:
+        try:
+            async with resource as value:
+                opened.set_result(value)
+                await self._is_over.wait()
+        except Exception as error:
+            if opened.done():
+                logger.exception("%s failed to close", type(resource).__name__)
+            else:
+                opened.set_exception(error)
+
+
+class HostedRetriever:
+    """A retriever that runs on ``loop``, whoever reads it."""
+
+    def __init__(self, retriever: StreamingRetriever, loop: asyncio.AbstractEventLoop) -> None:
+        self.retriever = retriever
+        self.loop = loop
+
+    async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
+        """The deltas of the retriever, each as soon as it comes. Raises what the retriever raises."""
+        async with closing(self._start(query)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    def _start(self, query: str) -> AsyncIterator[ContextDelta]:
+        if asyncio.get_running_loop() is self.loop:
+            return self.retriever.stream(query)
+        stream = LoopStream(self.loop, forward(lambda: self.retriever.stream(query)))
+        stream.transfer.start()
+        return stream
+
+
+def at_home(retriever: StreamingRetriever) -> StreamingRetriever:
+    """Let a retriever run on the loop that runs now, where what it has opened may belong; one that is hosted stays there."""
+    return retriever if isinstance(retriever, HostedRetriever) else HostedRetriever(retriever, asyncio.get_running_loop())

@@ -1,0 +1,77 @@
+"""A retriever of ours, for LangChain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document as LangChainDocument
+from langchain_core.retrievers import BaseRetriever
+from pydantic import ConfigDict, Field, field_validator
+
+from stream2llm_rag.documents import ContextDelta, Document
+from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.integrations.answering import context_after
+from stream2llm_rag.integrations.background import HostedRetriever
+from stream2llm_rag.integrations.crossing import Outlet, ThreadStream, closing, run_on_new_loop
+from stream2llm_rag.integrations.langchain.messages import to_langchain
+from stream2llm_rag.retrievers.base import StreamingRetriever
+
+
+class Stream2LLMRetriever(BaseRetriever):
+    """Any of our retrievers (``WebCrawler``, a vector search, a ``StreamingSource``): its final context, as LangChain documents.
+
+    ``k`` limits how many, and can be given per call: ``retriever.invoke(question, k=3)``. :meth:`astream_deltas` gives what it
+    finds while it finds it. For calls that are not async, let the engine host a retriever that holds connections
+    (``engine.host(WebCrawler(...))``); others run on a loop of their own for each call.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    retriever: Any = Field(exclude=True, repr=False)
+    k: int | None = Field(default=None, ge=1)
+
+    @field_validator("retriever")
+    @classmethod
+    def _can_stream(cls, retriever: Any) -> StreamingRetriever:
+        if not isinstance(retriever, StreamingRetriever):
+            raise InvalidInputError(f"a retriever has a method stream(query), {type(retriever).__name__} has none.")
+        return retriever
+
+    async def astream_deltas(self, query: str) -> AsyncIterator[ContextDelta]:
+        """The deltas of the retriever, each as soon as it comes; ``k`` does not count."""
+        async with closing(self.retriever.stream(query)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[LangChainDocument]:
+        if not isinstance(self.retriever, HostedRetriever):
+            return run_on_new_loop(lambda: self._find(query, k))
+
+        async def produce(outlet: Outlet[list[LangChainDocument]]) -> None:
+            outlet.emit(await self._find(query, k))
+
+        stream = ThreadStream(self.retriever.loop, produce)
+        stream.transfer.start()
+        with stream:
+            return next(stream)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[LangChainDocument]:
+        try:
+            return await self._find(query, k)
+        except asyncio.CancelledError as error:
+            await run_manager.on_retriever_error(error)  # LangChain tells of errors only, and leaves the run open
+            raise
+
+    async def _find(self, query: str, k: int | None) -> list[LangChainDocument]:
+        documents: tuple[Document, ...] = ()
+        async with closing(self.retriever.stream(query)) as deltas:
+            async for delta in deltas:
+                documents = context_after(documents, delta)
+        return [to_langchain(document) for document in documents[: k or self.k]]
