@@ -139,7 +139,7 @@ class VllmWire:
                 arrival_time=arrival_time,
                 lora_request=session.lora_request,
             )
-        except _REFUSALS as error:
+        except (TypeError, *_REFUSALS) as error:  # some checks compare before they look
             raise InvalidInputError(f"vLLM refused the request: {error}") from error
         request.external_req_id = session.request_id
         request.request_id = session.request_id

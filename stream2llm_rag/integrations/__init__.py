@@ -3,7 +3,8 @@
 ``langchain`` and ``llama_index`` need the extras of their names; this package itself needs neither.
 """
 
-from stream2llm_rag.integrations.background import BackgroundEngine, HostedRetriever
+from stream2llm_rag.integrations.background import BackgroundEngine
+from stream2llm_rag.integrations.hosting import HostedRetriever
 from stream2llm_rag.integrations.sources import Search, StreamingSource
 
 __all__ = ["BackgroundEngine", "HostedRetriever", "Search", "StreamingSource"]

@@ -12,8 +12,10 @@ import anyio
 from stream2llm_rag.documents import Append, ContextDelta, Document
 from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.errors import CapacityError
-from stream2llm_rag.integrations.background import BackgroundEngine, at_home
-from stream2llm_rag.integrations.crossing import LoopStream, Outlet, closing
+from stream2llm_rag.integrations.background import BackgroundEngine
+from stream2llm_rag.integrations.crossing import Outlet, closing
+from stream2llm_rag.integrations.hosting import at_home
+from stream2llm_rag.integrations.streams import LoopStream
 from stream2llm_rag.pipeline import StreamingRAG
 from stream2llm_rag.result import RAGResult
 from stream2llm_rag.retrievers.base import StreamingRetriever
@@ -47,7 +49,6 @@ def context_after(documents: tuple[Document, ...], delta: ContextDelta) -> tuple
     return (*documents, *delta.documents) if isinstance(delta, Append) else delta.documents
 
 
-
 def start_answer(
     engine: BackgroundEngine, rag: StreamingRAG, question: str, retriever: StreamingRetriever, **options: Any
 ) -> LoopStream[Update]:
@@ -65,6 +66,19 @@ def start_answer(
             outlet.emit(answer.result)
 
     return engine.aiterate(produce)
+
+
+def describe(result: RAGResult) -> dict[str, Any]:
+    """What there is to know of an answer beside its text, in plain values."""
+    return {
+        "sources": list(result.sources),
+        "measures": dict(result.timeline.measures),
+        "left_out": [document.source for document in result.left_out],
+        "skipped": [{"source": event.source, "reason": event.detail} for event in result.skipped],
+        "preemptions": dict(result.preemptions),
+        "deadline_reached": result.deadline_reached,
+        "retrieval_error": None if result.retrieval_error is None else str(result.retrieval_error),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import logging
 import threading
-from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -14,10 +13,11 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import anyio.to_thread
 
-from stream2llm_rag.documents import ContextDelta
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, UnsupportedError
-from stream2llm_rag.integrations.crossing import LoopStream, Producer, ThreadStream, Transfer, closing, forward
+from stream2llm_rag.integrations.crossing import Producer, Transfer
+from stream2llm_rag.integrations.hosting import HostedRetriever
+from stream2llm_rag.integrations.streams import LoopStream, ThreadStream
 from stream2llm_rag.main_guard import refuse_unguarded_start
 from stream2llm_rag.pipeline import Engine
 from stream2llm_rag.retrievers.base import StreamingRetriever
@@ -113,9 +113,7 @@ class BackgroundEngine:
     def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
@@ -153,7 +151,7 @@ class BackgroundEngine:
 
     def _wait_until_open(self) -> Self:
         try:
-            if hasattr(self._engine, "__aenter__"):
+            if isinstance(self._engine, AbstractAsyncContextManager):
                 self._enter(self._engine).result()
         except BaseException:
             self._state = "closed"
@@ -230,29 +228,3 @@ class _Guest:
                 logger.exception("%s failed to close", type(resource).__name__)
             else:
                 opened.set_exception(error)
-
-
-class HostedRetriever:
-    """A retriever that runs on ``loop``, whoever reads it."""
-
-    def __init__(self, retriever: StreamingRetriever, loop: asyncio.AbstractEventLoop) -> None:
-        self.retriever = retriever
-        self.loop = loop
-
-    async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
-        """The deltas of the retriever, each as soon as it comes. Raises what the retriever raises."""
-        async with closing(self._start(query)) as deltas:
-            async for delta in deltas:
-                yield delta
-
-    def _start(self, query: str) -> AsyncIterator[ContextDelta]:
-        if asyncio.get_running_loop() is self.loop:
-            return self.retriever.stream(query)
-        stream = LoopStream(self.loop, forward(lambda: self.retriever.stream(query)))
-        stream.transfer.start()
-        return stream
-
-
-def at_home(retriever: StreamingRetriever) -> StreamingRetriever:
-    """Let a retriever run on the loop that runs now, where what it has opened may belong; one that is hosted stays there."""
-    return retriever if isinstance(retriever, HostedRetriever) else HostedRetriever(retriever, asyncio.get_running_loop())

@@ -1,20 +1,12 @@
-"""Items on their way from a task on one event loop to a reader on another loop, or on a thread.
-
-The producer starts at once. It ends, and all that it holds is freed, when its reader closes the stream, is cancelled, or is
-forgotten. Reading costs one wake-up for whatever came meanwhile, not one for each item.
-"""
+"""Items on their way from a task on one event loop to a reader elsewhere (see :mod:`streams`)."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from contextvars import copy_context
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import anyio
 
@@ -76,14 +68,8 @@ async def closing(iterator: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T]
                 await aclose()
 
 
-def run_on_new_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end, in this context but on a loop and thread of its own: this thread may have a loop that runs."""
-    with ThreadPoolExecutor(1, thread_name_prefix="stream2llm-call") as thread:
-        return thread.submit(copy_context().run, lambda: asyncio.run(make())).result()
-
-
 class Transfer(Generic[T]):
-    """What both ends share. ``loop`` runs ``produce`` in the context of whoever made this; ``wake`` tells the reader to look."""
+    """What both ends share. ``loop`` runs ``produce`` in the context of who starts it; ``wake`` tells the reader to look."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, produce: Producer[T], wake: Callable[[], None]) -> None:
         self.on_end: Callable[[], None] = lambda: None
@@ -155,128 +141,5 @@ class Transfer(Generic[T]):
         self._wake()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _ended_early() -> LifecycleError:
     return LifecycleError("the stream was ended before its end: it was closed, or its engine was.")
-
-
-class ThreadStream(Generic[T]):
-    """The reader's end for a thread: a plain iterator. Close it, or read it to its end.
-
-    Raises :class:`LifecycleError` on ``loop`` itself, which could not run while it waits.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, produce: Producer[T]) -> None:
-        if _running_loop() is loop:
-            raise LifecycleError(
-                "this call blocks the event loop that has to answer it. Use the async call there (ainvoke, astream, achat, "
-                "aquery ...), or call from a thread."
-            )
-        self._moved = threading.Event()
-        self.transfer = Transfer(loop, produce, self._moved.set)
-        self._unread: deque[T] = deque()
-        weakref.finalize(self, self.transfer.cancel).atexit = False
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        try:
-            while not self._unread:
-                self._moved.clear()
-                has_ended = self.transfer.has_ended  # before the look: what comes before the end is seen
-                self._unread.extend(self.transfer.take())
-                if self._unread:
-                    break
-                if has_ended:
-                    self.transfer.check()
-                    raise StopIteration
-                self._moved.wait()
-        except BaseException as error:
-            if not isinstance(error, StopIteration):
-                self.close()
-            raise
-        return self._unread.popleft()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the producer, and wait until it has freed what it held."""
-        self.transfer.cancel()
-        while not self.transfer.has_ended:
-            self._moved.wait()
-            self._moved.clear()
-
-
-class LoopStream(Generic[T]):
-    """The reader's end for an event loop, the one that runs now: an async iterator. Close it, or read it to its end."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, produce: Producer[T]) -> None:
-        self._signal = _Signal(asyncio.get_running_loop())
-        self.transfer = Transfer(loop, produce, self._signal.send)
-        self._unread: deque[T] = deque()
-        weakref.finalize(self, self.transfer.cancel).atexit = False
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        try:
-            while not self._unread:
-                self._signal.moved.clear()
-                has_ended = self.transfer.has_ended
-                self._unread.extend(self.transfer.take())
-                if self._unread:
-                    break
-                if has_ended:
-                    self.transfer.check()
-                    raise StopAsyncIteration
-                await self._signal.moved.wait()
-        except BaseException as error:
-            if not isinstance(error, StopAsyncIteration):
-                await self.aclose()
-            raise
-        return self._unread.popleft()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """End the producer, and wait until it has freed what it held, also when cancelled meanwhile."""
-        self.transfer.cancel()
-        with anyio.CancelScope(shield=True):
-            while not self.transfer.has_ended:
-                await self._signal.moved.wait()
-                self._signal.moved.clear()
-
-
-class _Signal:
-    """Wakes a task on ``loop`` from any thread; one wake-up is under way at a time."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.moved = asyncio.Event()
-        self._loop = loop
-        self._is_under_way = False
-
-    def send(self) -> None:
-        if not self._is_under_way:
-            self._is_under_way = True
-            with suppress(RuntimeError):  # the reader's loop is closed: nobody reads
-                self._loop.call_soon_threadsafe(self._arrive)
-
-    def _arrive(self) -> None:
-        self._is_under_way = False
-        self.moved.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -71,8 +71,9 @@ class StreamingSource:
         *,
         node_postprocessors: Sequence[BaseNodePostprocessor] = (),
     ) -> StreamingSource:
-        """LlamaIndex retrievers: one, several, or a ``QueryFusionRetriever``, whose members run at once and are fused at the end.
+        """LlamaIndex retrievers: one, several, or a ``QueryFusionRetriever``.
 
+        The members of one that generates no queries (``num_queries=1``) run at once and are fused at the end.
         ``node_postprocessors``, rerankers among them, see all nodes when the last retriever has ended. Needs the extra
         ``llama-index``.
         """
@@ -120,7 +121,7 @@ async def _reranked(rerank: Rerank, query: str, found: Sequence[Documents]) -> t
         raise RetrievalError(f"reranking failed: {error!r}") from error
 
 
-async def _end(tasks: dict[asyncio.Future[Documents], int]) -> None:
+async def _end(tasks: Iterable[asyncio.Future[Documents]]) -> None:
     """Let no search outlive its stream, also when we are being cancelled."""
     for task in tasks:
         task.cancel()

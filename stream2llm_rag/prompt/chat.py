@@ -45,9 +45,11 @@ class ChatEncoder:
             ids += self._encoder.encode_template(literal)
         return ids
 
-    def _render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-    ) -> tuple[Rendering, list[str]]:
+    def encode_formatted(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt that somebody has formatted for the model: special tokens in it are special."""
+        return self._encoder.encode_template(prompt)
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> tuple[Rendering, list[str]]:
         """The chat with slots for its contents, and these. Empty contents have none: templates leave them out at will."""
         if not self._is_chat:
             return self._render_plain(messages, tools)

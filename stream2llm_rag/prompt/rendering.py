@@ -93,9 +93,7 @@ def chat_renderer(tokenizer: Tokenizer, chat_template: str | None) -> Renderer:
     return render
 
 
-def apply_template(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], chat_template: str | None, **variables: Any
-) -> str:
+def apply_template(tokenizer: Tokenizer, messages: list[dict[str, Any]], chat_template: str | None, **variables: Any) -> str:
     """Return what the template writes for ``messages``; ``variables`` are further ones of the template, such as ``tools``.
 
     Raises :class:`~stream2llm_rag.errors.InvalidInputError` where it refuses them.

@@ -17,7 +17,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
@@ -34,10 +34,11 @@ _SAMPLING_FIELDS = ("temperature", "top_p", "max_tokens", "seed")
 class ChatStream2LLM(BaseChatModel):
     """A chat model over ``engine``: ``ChatStream2LLM(engine=engine, temperature=0)``.
 
-    ``sampling`` holds any further field of vLLM's ``SamplingParams``; so do keywords of a call, which come before it. ``timeout``
-    bounds an answer in seconds (``TimeoutError``), ``max_retries`` the attempts when as many sessions are open as the engine
+    ``sampling`` holds any further field of vLLM's ``SamplingParams``; keywords of a call come before it. ``timeout`` bounds
+    an answer in seconds (``TimeoutError``), ``max_retries`` the attempts when as many sessions are open as the engine
     takes. Tools need a ``chat_template`` that shows them to the model, and unless a call is forced the name of vLLM's
-    ``tool_parser`` for it. A ``model`` names itself in metadata; it cannot choose another than the engine's.
+    ``tool_parser`` for it. A ``model`` names itself in metadata; it cannot choose another than the engine's. ``streaming``
+    lets ``invoke`` stream to callbacks; ``api_key`` is taken because code for any model passes one, and has no use here.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="forbid", protected_namespaces=())
@@ -54,6 +55,8 @@ class ChatStream2LLM(BaseChatModel):
     sampling: dict[str, Any] = Field(default_factory=dict)
     chat_template: str | None = None
     tool_parser: str | None = None
+    streaming: bool = False
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
 
     _encoder: ChatEncoder | None = PrivateAttr(default=None)
 
@@ -173,7 +176,7 @@ class ChatStream2LLM(BaseChatModel):
         tool_choice: str | bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Let the model call ``tools``. ``tool_choice`` is ``"auto"``, ``"none"``, ``"any"``, or a name; the last two force it."""
+        """Let the model call ``tools``. ``tool_choice`` is ``"auto"``, ``"none"``, or, to force a call, ``"any"`` or a name."""
         declared = [convert_to_openai_tool(tool) for tool in tools]
         choice = read_tool_choice(tool_choice)
         if choice not in ("auto", "none", "any") and choice not in {tool["function"]["name"] for tool in declared}:

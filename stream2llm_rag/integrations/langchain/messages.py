@@ -101,5 +101,7 @@ def to_langchain(document: Document) -> LangChainDocument:
     metadata = {key: value for key, value in document.metadata.items() if key != "id"}
     id_ = document.metadata.get("id")
     return LangChainDocument(
-        page_content=document.text, metadata={**metadata, "source": document.source, **found}, id=None if id_ is None else str(id_)
+        page_content=document.text,
+        metadata={**metadata, "source": document.source, **found},
+        id=None if id_ is None else str(id_),
     )

@@ -14,14 +14,14 @@ from pydantic import ConfigDict, Field, field_validator
 from stream2llm_rag.documents import ContextDelta, Document
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.answering import context_after
-from stream2llm_rag.integrations.background import HostedRetriever
-from stream2llm_rag.integrations.crossing import Outlet, ThreadStream, closing, run_on_new_loop
+from stream2llm_rag.integrations.crossing import closing
+from stream2llm_rag.integrations.hosting import run_hosted
 from stream2llm_rag.integrations.langchain.messages import to_langchain
 from stream2llm_rag.retrievers.base import StreamingRetriever
 
 
 class Stream2LLMRetriever(BaseRetriever):
-    """Any of our retrievers (``WebCrawler``, a vector search, a ``StreamingSource``): its final context, as LangChain documents.
+    """Any of our retrievers (``WebCrawler``, a vector search, a ``StreamingSource``): its final context, as documents.
 
     ``k`` limits how many, and can be given per call: ``retriever.invoke(question, k=3)``. :meth:`astream_deltas` gives what it
     finds while it finds it. For calls that are not async, let the engine host a retriever that holds connections
@@ -49,16 +49,7 @@ class Stream2LLMRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[LangChainDocument]:
-        if not isinstance(self.retriever, HostedRetriever):
-            return run_on_new_loop(lambda: self._find(query, k))
-
-        async def produce(outlet: Outlet[list[LangChainDocument]]) -> None:
-            outlet.emit(await self._find(query, k))
-
-        stream = ThreadStream(self.retriever.loop, produce)
-        stream.transfer.start()
-        with stream:
-            return next(stream)
+        return run_hosted(self.retriever, lambda: self._find(query, k))
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None

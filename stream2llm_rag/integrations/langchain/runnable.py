@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.messages.utils import convert_to_messages
 from langchain_core.retrievers import BaseRetriever
@@ -14,7 +15,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from stream2llm_rag.documents import ContextDelta, Document
 from stream2llm_rag.errors import InvalidInputError
-from stream2llm_rag.integrations.answering import Watched, start_answer
+from stream2llm_rag.integrations.answering import Watched, describe, start_answer
 from stream2llm_rag.integrations.background import BackgroundEngine
 from stream2llm_rag.integrations.crossing import closing, forward
 from stream2llm_rag.integrations.langchain.messages import to_history, usage
@@ -85,17 +86,13 @@ class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
         """The answer in chunks, for a thread; refused on the engine's loop."""
         return self.transform(iter([input]), config, **kwargs)
 
-    async def astream(
-        self, input: RAGInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[AIMessage]:
+    async def astream(self, input: RAGInput, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[AIMessage]:
         """The answer in chunks. The last has usage and metadata."""
         async with closing(self.atransform(_single(input), config, **kwargs)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def transform(
-        self, input: Iterator[RAGInput], config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[AIMessage]:
+    def transform(self, input: Iterator[RAGInput], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[AIMessage]:
         """As :meth:`stream`, for a question that comes in pieces."""
         pieces = list(input)
         chosen = ensure_config(config)
@@ -110,7 +107,7 @@ class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
             async for chunk in chunks:
                 yield chunk
 
-    async def _answer(self, input: RAGInput, config: RunnableConfig) -> AIMessage:
+    async def _answer(self, input: RAGInput, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig) -> AIMessage:
         whole: AIMessageChunk | None = None
         async with closing(self._chunks(input, config)) as chunks:
             async for chunk in chunks:
@@ -118,7 +115,9 @@ class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
         assert whole is not None
         return AIMessage(**whole.model_dump(exclude={"type", "tool_call_chunks", "chunk_position"}))
 
-    async def _transform(self, input: AsyncIterator[RAGInput], config: RunnableConfig) -> AsyncIterator[AIMessage]:
+    async def _transform(
+        self, input: AsyncIterator[RAGInput], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+    ) -> AsyncIterator[AIMessage]:
         whole: Any = None
         async for piece in input:
             whole = piece if whole is None else whole + piece
@@ -192,19 +191,6 @@ class _InRun:
 
     def _keep(self, documents: tuple[Document, ...]) -> None:
         self._runs.documents = documents
-
-
-def describe(result: RAGResult) -> dict[str, Any]:
-    """What there is to know of an answer beside its text, in plain values."""
-    return {
-        "sources": list(result.sources),
-        "measures": dict(result.timeline.measures),
-        "left_out": [document.source for document in result.left_out],
-        "skipped": [{"source": event.source, "reason": event.detail} for event in result.skipped],
-        "preemptions": dict(result.preemptions),
-        "deadline_reached": result.deadline_reached,
-        "retrieval_error": None if result.retrieval_error is None else str(result.retrieval_error),
-    }
 
 
 def _read(input: RAGInput) -> tuple[str, list[BaseMessage]]:

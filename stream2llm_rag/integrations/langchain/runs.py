@@ -59,7 +59,7 @@ class AnswerRuns:
     async def __aenter__(self) -> Self:
         manager = get_async_callback_manager_for_config(self._config)
         self._retrieval = await manager.on_retriever_start(None, self._question, name=self._retriever_name)
-        [self._model] = await manager.on_chat_model_start(None, [self._messages], name="ChatStream2LLM")
+        [self._model] = await manager.on_chat_model_start({}, [self._messages], name="ChatStream2LLM")
         return self
 
     async def __aexit__(

@@ -44,7 +44,11 @@ def _members(retrievers: Any) -> list[Any]:
 
 def _is_ensemble(retriever: Any) -> bool:
     """An EnsembleRetriever, which is not in langchain-core: it has members, and fuses what they find."""
-    return isinstance(retriever, BaseRetriever) and hasattr(retriever, "retrievers") and hasattr(retriever, "weighted_reciprocal_rank")
+    return (
+        isinstance(retriever, BaseRetriever)
+        and hasattr(retriever, "retrievers")
+        and hasattr(retriever, "weighted_reciprocal_rank")
+    )
 
 
 def _fusion(retriever: Any) -> Rerank | None:

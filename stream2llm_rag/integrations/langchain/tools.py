@@ -159,7 +159,7 @@ def shape_answer(
         return Shape((), {}, TextReader())
     if tool_choice != "auto":
         schema = forced_calls(tools, tool_choice, parallel=parallel_tool_calls)
-        return Shape(tuple(tools), {"structured_outputs": _as_json(schema)}, ForcedReader())
+        return Shape(tuple(tools), {"structured_outputs": {"json": schema}}, ForcedReader())
     if tool_parser is None:
         raise UnsupportedError(
             "to let the model choose whether it calls a tool, name vLLM's parser for it, such as tool_parser='hermes'; "
@@ -172,15 +172,10 @@ def shape_answer(
 def _constraint(response_format: Mapping[str, Any]) -> dict[str, Any]:
     match response_format:
         case {"type": "json_object"}:
-            return {"json_object": True, "disable_any_whitespace": True}
+            return {"json_object": True}
         case {"type": "json_schema", "json_schema": {"schema": Mapping() as schema}}:
-            return _as_json(schema)
+            return {"json": dict(schema)}
     raise InvalidInputError(
         f"response_format is {dict(response_format)!r}; write {{'type': 'json_object'}}, or {{'type': 'json_schema', "
         "'json_schema': {'schema': ...}}."
     )
-
-
-def _as_json(schema: Mapping[str, Any]) -> dict[str, Any]:
-    # Without a limit on whitespace a model may write it until its tokens are used up.
-    return {"json": dict(schema), "disable_any_whitespace": True}
