@@ -14,7 +14,8 @@ from stream2llm_rag.integrations import BackgroundEngine
 
 # As Qwen's and Hermes' models have it: the tiny model's own template knows no tools.
 TOOL_TEMPLATE = (
-    "{{ '<|begin_of_text|>' }}{% if tools %}{{ 'Tools:\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}{% endif %}"
+    "{{ '<|begin_of_text|>' }}"
+    "{% if tools %}{{ 'Tools:\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}{% endif %}"
     "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
     "{{ message['content'] | trim }}{% for call in message.get('tool_calls', []) %}"
     "{{ '<tool_call>' + call['function'] | tojson + '</tool_call>' }}{% endfor %}{{ '<|eot_id|>' }}"

