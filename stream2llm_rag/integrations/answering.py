@@ -54,15 +54,15 @@ def start_answer(
 ) -> LoopStream[Update]:
     """Start an answer; read the updates on the loop that runs now, which also runs the retriever.
 
-    ``options`` are those of :meth:`StreamingRAG.stream`. Updates that nobody reads yet are kept: as many as the answer has
-    tokens and its request steps.
+    ``options`` are those of :meth:`StreamingRAG.stream`. Events that nobody reads yet are kept: as many as its request has
+    deltas and steps. Text waits for its reader, where vLLM merges what comes meanwhile.
     """
     here = at_home(retriever)
 
     async def produce(outlet: Outlet[Update]) -> None:
         async with rag.stream(question, retriever=here, on_event=outlet.emit, **options) as answer:
             async for text in answer:
-                outlet.emit(text)
+                await outlet.send(text)
             outlet.emit(answer.result)
 
     return engine.aiterate(produce)
@@ -98,7 +98,7 @@ def start_generation(engine: BackgroundEngine, prompt: Prompt) -> LoopStream[Out
         with anyio.fail_after(prompt.timeout_s):
             async with await _open(engine, prompt.max_retries) as session:
                 async for delta in await session.finish(prompt.token_ids, prompt.sampling):
-                    outlet.emit(delta)
+                    await outlet.send(delta)
 
     return engine.aiterate(produce)
 

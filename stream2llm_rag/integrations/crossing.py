@@ -26,7 +26,7 @@ class Outlet(Generic[T]):
         self._room = asyncio.Event()
 
     def emit(self, item: T) -> None:
-        """Hand an item over now. For producers that are bounded otherwise, as an answer is by its ``max_tokens``."""
+        """Hand an item over now. For what is bounded otherwise, as the events of one answer are."""
         self._num_waiting += 1
         self._deliver(item)
 
