@@ -38,8 +38,9 @@ FOREIGN = {
     "aiohttp": ("retrievers",),
     "trafilatura": ("retrievers",),
     "langchain": ("integrations.langchain",),
-    "langchain_core": ("integrations.langchain",),
-    "llama_index": ("integrations.llama_index",),
+    "langchain_core": ("integrations.langchain", "integrations.sources"),  # sources: for its types, as below
+    "llama_index": ("integrations.llama_index", "integrations.sources"),
+    "llama_index_instrumentation": ("integrations.llama_index",),
     "typer": ("cli",),
     "diskannpy": ("retrievers.diskann",),
     "numba": ("retrievers.diskann",),

@@ -126,7 +126,7 @@ NAMES: dict[str, str] = {
     "vllm.inputs.engine": "tokens_input",
     "vllm.outputs": "CompletionOutput RequestOutput",
     "vllm.engine.arg_utils": "AsyncEngineArgs",
-    "vllm.sampling_params": "RequestOutputKind",
+    "vllm.sampling_params": "RequestOutputKind StructuredOutputsParams",
 }
 """What else is imported, by module."""
 

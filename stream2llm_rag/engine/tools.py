@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stream2llm_rag.engine.session import OutputDelta
-from stream2llm_rag.errors import InvalidInputError, MissingExtraError
+from stream2llm_rag.errors import InvalidInputError, MissingExtraError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class ToolCallReader:
     OpenAI's format.
 
     The answer has to come with ``skip_special_tokens=False``, as many models mark a call by special tokens. Raises
-    :class:`InvalidInputError` for a parser that vLLM does not have.
+    :class:`InvalidInputError` for a parser that vLLM does not have, and :class:`UnsupportedError` where it has none as we know
+    them.
     """
 
     def __init__(self, name: str, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
@@ -41,7 +43,11 @@ class ToolCallReader:
             from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
             from vllm.tool_parsers import ToolParserManager
         except ImportError as error:
-            raise MissingExtraError("vLLM, which reads tool calls,", "vllm") from error
+            if importlib.util.find_spec("vllm") is None:
+                raise MissingExtraError("vLLM, which reads tool calls,", "vllm") from error
+            raise UnsupportedError(
+                f"this version of vLLM has its tool parsers elsewhere: {error}. Force calls instead."
+            ) from error
         try:
             parser = ToolParserManager.get_tool_parser(name)
         except KeyError as error:

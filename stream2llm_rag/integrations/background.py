@@ -78,15 +78,19 @@ class BackgroundEngine:
             atexit.unregister(self.close)
             self._stop()
 
+    def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
+        """Open what needs ``async with`` on the engine's loop, for scripts without one; it is closed with the engine."""
+        self._check()
+        if self.is_current:
+            raise LifecycleError("a resource cannot be opened so from the engine's own loop, which has to open it.")
+        return self._enter(resource).result()
+
     def host(self, resource: AbstractAsyncContextManager[T]) -> HostedRetriever:
         """Open a retriever on the engine's loop, such as a ``WebCrawler``; it is closed with the engine.
 
         What comes back can be used from everywhere, whichever loop or thread asks.
         """
-        self._check()
-        if self.is_current:
-            raise LifecycleError("a resource cannot be hosted from the engine's own loop, which has to open it.")
-        retriever = self._enter(resource).result()
+        retriever = self.enter(resource)
         if not isinstance(retriever, StreamingRetriever):
             raise InvalidInputError(f"a retriever has a method stream(query), {type(retriever).__name__} has none.")
         return HostedRetriever(retriever, self._loop)

@@ -30,6 +30,15 @@ async def test_use_before_open_and_after_close_is_an_error():
     await crawler.aclose()
 
 
+async def test_use_on_another_loop_than_the_one_that_opened_it_is_an_error():
+    async def start():
+        crawler.stream("why?")
+
+    async with WebCrawler(["http://h/"]) as crawler:
+        with pytest.raises(LifecycleError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, start())
+
+
 async def test_leaving_a_stream_early_ends_its_requests(site, crawler_on):
     site.page("/", "a", "b")
     site.page("/a", gated=True)
