@@ -4,7 +4,6 @@
 """
 
 from stream2llm_rag.integrations.background import BackgroundEngine
-from stream2llm_rag.integrations.hosting import HostedRetriever
 from stream2llm_rag.integrations.sources import Search, StreamingSource
 
-__all__ = ["BackgroundEngine", "HostedRetriever", "Search", "StreamingSource"]
+__all__ = ["BackgroundEngine", "Search", "StreamingSource"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,6 +15,9 @@ from stream2llm_rag.errors import LifecycleError
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 10.0  # a loop that is blocked by whoever waits for this would never get to free what it runs
 _CAPACITY = 64  # items that wait for their reader before send() does
 
 
@@ -59,13 +63,18 @@ def forward(make: Callable[[], AsyncIterator[T]]) -> Producer[T]:
 
 @asynccontextmanager
 async def closing(iterator: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T]]:
-    """Close an iterator behind the block, where it can be closed, also when we are being cancelled."""
+    """Close an iterator behind the block, where it can be closed, also when we are being cancelled.
+
+    One that takes more than ten seconds is left.
+    """
     try:
         yield iterator
     finally:
         if aclose := getattr(iterator, "aclose", None):
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True) as scope:
                 await aclose()
+            if scope.cancelled_caught:
+                logger.warning("%s took more than %.0f s to close, and was left", type(iterator).__name__, CLOSE_TIMEOUT_S)
 
 
 class Transfer(Generic[T]):

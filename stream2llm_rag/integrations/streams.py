@@ -19,6 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 import anyio
 
 from stream2llm_rag.errors import LifecycleError
+from stream2llm_rag.integrations import crossing
 from stream2llm_rag.integrations.crossing import Producer, Transfer
 
 T = TypeVar("T")
@@ -113,9 +114,12 @@ class LoopStream(Generic[T]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the producer, and wait until it has freed what it held, also when cancelled meanwhile."""
+        """End the producer, and wait until it has freed what it held, also when cancelled meanwhile.
+
+        Not longer than ten seconds: its loop may be blocked by somebody who waits for this.
+        """
         self.transfer.cancel()
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(crossing.CLOSE_TIMEOUT_S, shield=True):
             while not self.transfer.has_ended:
                 await self._signal.moved.wait()
                 self._signal.moved.clear()
