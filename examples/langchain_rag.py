@@ -1,12 +1,11 @@
-"""LangChain: a crawl and a model, fused into one Runnable. ``python examples/langchain_rag.py [URL] [MODEL]``
+"""LangChain: a crawl and a model, fused into one Runnable. ``python examples/langchain_rag.py``
 
-Without a URL it crawls Python's own documentation, from a local server; without a model it uses a tiny one of random weights.
+It crawls Python's own documentation, from a local server, with a tiny model of random weights: its text is noise.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnablePassthrough
@@ -33,12 +32,13 @@ async def answer(engine: BackgroundEngine, url: str) -> str:
 
 
 async def main() -> None:
-    url, model = [*sys.argv[1:], "", ""][:2]
     async with (
         DocumentationServer() as server,
-        BackgroundEngine(Stream2LLMEngine(model or build_tiny_model(), max_model_len=16384)) as engine,
+        BackgroundEngine(
+            Stream2LLMEngine(build_tiny_model(), max_model_len=16384, enforce_eager=True, kv_cache_memory_bytes=2**30)
+        ) as engine,
     ):
-        print(await answer(engine, url or server.page("asyncio.tasks")))
+        print(await answer(engine, server.page("asyncio.tasks")))
 
 
 if __name__ == "__main__":  # vLLM starts its engine core with spawn, which imports this file again

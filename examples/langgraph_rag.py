@@ -43,7 +43,9 @@ async def converse(engine: BackgroundEngine, url: str) -> list[AnyMessage]:
 async def main() -> None:
     async with (
         DocumentationServer() as server,
-        BackgroundEngine(Stream2LLMEngine(build_tiny_model(), max_model_len=16384)) as engine,
+        BackgroundEngine(
+            Stream2LLMEngine(build_tiny_model(), max_model_len=16384, enforce_eager=True, kv_cache_memory_bytes=2**30)
+        ) as engine,
     ):
         await converse(engine, server.page("asyncio.tasks"))
 

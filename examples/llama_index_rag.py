@@ -26,7 +26,9 @@ def ask(engine: BackgroundEngine, url: str) -> Response:
 
 
 def main() -> None:
-    with BackgroundEngine(Stream2LLMEngine(build_tiny_model(), max_model_len=16384)) as engine:
+    with BackgroundEngine(
+        Stream2LLMEngine(build_tiny_model(), max_model_len=16384, enforce_eager=True, kv_cache_memory_bytes=2**30)
+    ) as engine:
         server = engine.enter(DocumentationServer())
         ask(engine, server.page("asyncio.tasks"))
 

@@ -26,7 +26,7 @@ async def ask(engine: Engine, url: str) -> RAGResult:
 async def main() -> None:
     async with (
         DocumentationServer() as server,
-        Stream2LLMEngine(build_tiny_model(), max_model_len=16384) as engine,
+        Stream2LLMEngine(build_tiny_model(), max_model_len=16384, enforce_eager=True, kv_cache_memory_bytes=2**30) as engine,
     ):
         result = await ask(engine, server.page("asyncio.tasks"))
         print(f"{result.ttft_s:.3f} s after retrieval, {result.overlap_tokens} of {result.prompt_tokens} tokens were computed")

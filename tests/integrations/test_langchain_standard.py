@@ -38,7 +38,6 @@ class ChatModel:
     @pytest.fixture(autouse=True)
     def engine(self, real: BackgroundEngine) -> None:
         self.params = {"engine": real, "model": "tiny", "chat_template": TOOL_TEMPLATE, "tool_parser": "hermes"}
-        self.params["max_tokens"] = 60  # of noise
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -62,6 +61,7 @@ class TestChatModelIntegration(ChatModel, ChatModelIntegrationTests):
     def steered(self, engine: None, request: pytest.FixtureRequest) -> None:
         wants_to_call = "agent_loop" in request.node.name
         wish = {"structured_outputs": {"choice": [CALL]}} if wants_to_call else {}
+        self.params["max_tokens"] = 60  # of noise
         self.params["sampling"] = steering(self.params["engine"].engine.tokenizer) | wish
 
     @property
