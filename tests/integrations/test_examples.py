@@ -1,21 +1,37 @@
-"""The examples: each over a live crawl of the local documentation server; one as a script, with an engine of its own."""
+"""The examples, each as a whole over a live crawl of the local documentation server; only the engine is that of the session."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from stream2llm_rag.demo import DocumentationServer
 from stream2llm_rag.integrations import BackgroundEngine
+from stream2llm_rag.integrations.crossing import forward
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class Shared:
+    """In place of an engine that the example would open and close."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> Any:
+        return self._engine
+
+    def __exit__(self, *_: object) -> None: ...
+
+    async def __aenter__(self) -> Any:
+        return self._engine
+
+    async def __aexit__(self, *_: object) -> None: ...
 
 
 def load(name: str) -> ModuleType:
@@ -27,12 +43,6 @@ def load(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture
-async def url() -> AsyncIterator[str]:
-    async with DocumentationServer() as server:
-        yield server.page("tempfile")
-
-
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short_and_guarded(path: Path) -> None:
     text = path.read_text()
@@ -40,27 +50,47 @@ def test_an_example_is_short_and_guarded(path: Path) -> None:
     assert 'if __name__ == "__main__":' in text
 
 
-async def test_the_one_for_langchain(real: BackgroundEngine, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await load("langchain_rag").answer(real, url)
+def test_the_one_for_langchain(real: BackgroundEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("langchain_rag")
+    module.BackgroundEngine = lambda engine: Shared(real)  # type: ignore[attr-defined]
+    asyncio.run(module.main())
     shown = capsys.readouterr().out
-    assert "context_delta" in shown
-    assert f"sources: {url}" in shown
+    assert shown.index("prefill") < shown.index("final_context") < shown.index("first_token") < shown.index("sources:")
+    assert "asyncio.tasks.html" in shown
 
 
-async def test_the_one_for_langgraph(real: BackgroundEngine, url: str) -> None:
-    messages = await load("langgraph_rag").converse(real, url)
+def test_the_one_for_langgraph(real: BackgroundEngine) -> None:
+    module = load("langgraph_rag")
+    conversations = []
+    converse = module.converse
+
+    async def keep(engine: BackgroundEngine, url: str) -> None:
+        conversations.append(await converse(engine, url))
+
+    module.BackgroundEngine = lambda engine: Shared(real)  # type: ignore[attr-defined]
+    module.converse = keep  # type: ignore[attr-defined]
+    asyncio.run(module.main())
+    [messages] = conversations
     assert [message.type for message in messages] == ["human", "ai", "human", "ai"]
     assert all(message.response_metadata["sources"] for message in messages[1::2])
 
 
-async def test_the_one_for_llama_index(real: BackgroundEngine, url: str) -> None:
-    response = await asyncio.to_thread(load("llama_index_rag").ask, real, url)
-    assert response.response
-    assert url in response.metadata["sources"]
+def test_the_one_for_llama_index(real: BackgroundEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("llama_index_rag")
+    module.BackgroundEngine = lambda engine: Shared(real)  # type: ignore[attr-defined]
+    module.main()
+    assert "asyncio.tasks.html" in capsys.readouterr().out
 
 
-def test_the_one_without_a_framework_runs_as_a_script() -> None:
-    done = subprocess.run([sys.executable, str(EXAMPLES / "plain_async.py")], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert "tokens were computed" in done.stdout
-    assert "asyncio.tasks.html" in done.stdout
+def test_the_one_without_a_framework(real: BackgroundEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("plain_async")
+    module.Stream2LLMEngine = lambda *args, **options: Shared(real.engine)  # type: ignore[attr-defined]
+
+    async def run() -> AsyncIterator[None]:
+        yield await module.main()
+
+    with real.iterate(forward(run)) as outcome:  # on the loop that the engine belongs to
+        next(outcome)
+    shown = capsys.readouterr().out
+    assert "tokens were computed" in shown
+    assert "asyncio.tasks.html" in shown
