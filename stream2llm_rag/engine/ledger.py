@@ -34,6 +34,7 @@ class Ledger:
         self._tables: dict[str, BlockTable] = {}
         self._kept: dict[str, int] = {}
         self._released: dict[int, int] = {}
+        self._claimed: set[int] = set()
 
     def num_kept(self, request: LiveRequest) -> int:
         """How many blocks the request still holds."""
@@ -47,20 +48,29 @@ class Ledger:
         """Take the request's last block away. Returns how many blocks that frees: one, or none if others hold it."""
         num_kept = self._kept[request.request_id] = self.num_kept(request) - 1
         block = self._blocks(request)[num_kept]
-        released = self._released[block.block_id] = self._released.get(block.block_id, 0) + 1
-        return int(released == block.ref_cnt)
+        was_held = self._is_held(block)
+        self._released[block.block_id] = self._released.get(block.block_id, 0) + 1
+        return int(was_held and not self._is_held(block))
 
     def give_back(self, request: LiveRequest) -> int:
         """Undo the last :meth:`cut`. Returns how many blocks are held again for it."""
         num_kept = self._kept[request.request_id]
         block = self._blocks(request)[num_kept]
         self._kept[request.request_id] = num_kept + 1
+        was_held = self._is_held(block)
         self._released[block.block_id] -= 1
-        return int(self._released[block.block_id] == block.ref_cnt - 1)
+        return int(self._is_held(block) and not was_held)
 
     def num_held(self, blocks: Iterable[Block]) -> int:
         """How many of ``blocks`` somebody still holds."""
-        return sum(block.ref_cnt > self._released.get(block.block_id, 0) for block in blocks)
+        return sum(map(self._is_held, blocks))
+
+    def claim(self, blocks: Iterable[Block]) -> None:
+        """Note that a request which gets to run will hold these blocks of its prefix-cache hit, whoever lets go of them."""
+        self._claimed.update(block.block_id for block in blocks)
+
+    def _is_held(self, block: Block) -> bool:
+        return block.block_id in self._claimed or block.ref_cnt > self._released.get(block.block_id, 0)
 
     def _blocks(self, request: LiveRequest) -> BlockTable:
         if request.request_id not in self._tables:

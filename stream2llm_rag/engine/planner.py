@@ -159,7 +159,7 @@ class _Walk:
 
         Returns for how many of ``num_tokens``: all, none, or where the rules say so as many as there are blocks for.
         """
-        starts_behind_hit = request.partial and not request.holds_slot and num_tokens < request.num_pending
+        starts_behind_hit = not (request.holds_slot or self._takes_whole(request)) and num_tokens < request.num_pending
         need = self._need(request, num_tokens, self._hit(request.request_id) if starts_behind_hit else ())
         if need.num_blocks > self._spare_blocks(request) or need.num_slots > self._slots:
             if not request.holds_slot and not need.hit:
@@ -168,6 +168,7 @@ class _Walk:
                 return 0
         self._blocks -= need.num_blocks - self._ledger.num_held(need.hit)
         self._slots -= need.num_slots
+        self._ledger.claim(need.hit)
         return need.num_tokens
 
     def _make_room(self, index: int, need: _Need) -> bool:
@@ -188,14 +189,16 @@ class _Walk:
         """Count the blocks to add: for a complete request at its admission those of its whole prompt.
 
         vLLM does the same (``scheduler_reserve_full_isl``): two half-computed prompts that fill the pool evict each other. Not
-        so where a request takes what there is: then the first in order takes it from the others. A partial one is computed from
-        the end of its prefix-cache hit on.
+        so where a request takes what there is: then the first in order takes it from the others. One that is admitted chunk by
+        chunk is computed from the end of its prefix-cache hit on.
         """
-        whole = not request.partial and not request.holds_slot and not self._rules.takes_part
         start = request.num_computed + len(hit) * self._resources.block_size
-        end = request.num_target if whole else min(request.num_target, start + num_tokens)
+        end = request.num_target if self._takes_whole(request) else min(request.num_target, start + num_tokens)
         num_blocks = -(-(end + self._resources.num_lookahead_tokens) // self._resources.block_size)
         return _Need(request, num_tokens, max(0, num_blocks - request.num_blocks), hit)
+
+    def _takes_whole(self, request: LiveRequest) -> bool:
+        return not (request.partial or request.holds_slot or self._rules.takes_part)
 
     def _shrink(self, need: _Need) -> bool:
         """Reduce the need to the blocks that there are. False: they are not enough for one token."""
