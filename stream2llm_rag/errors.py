@@ -9,11 +9,12 @@
     │   ├── CrawlError                      a crawl could not start or go on
     │   ├── IndexBuildError                 a vector index could not be built
     │   └── IndexFormatError                the files of a vector index are missing, damaged, or of another kind
-    └── EngineError                         the engine could not do what was asked
-        ├── EngineStartError                it did not start
-        ├── UnsupportedError                vLLM, or we on it, do not support this
-        ├── CapacityError                   a limit on open streams is reached: try again later
-        └── EngineDied                      a process of the engine is gone; open a new engine
+    ├── EngineError                         the engine could not do what was asked
+    │   ├── EngineStartError                it did not start
+    │   ├── UnsupportedError                vLLM, or we on it, do not support this
+    │   ├── CapacityError                   a limit on open streams is reached: try again later
+    │   └── EngineDied                      a process of the engine is gone; open a new engine
+    └── ConservationError                   a simulated scheduler lost or made up requests, tokens or blocks
 
 Errors of libraries underneath are translated where they enter and stay reachable as ``__cause__``. A message says what came,
 what was needed, and what to write instead.
@@ -88,3 +89,7 @@ class CapacityError(EngineError):
 
 class EngineDied(EngineError):  # noqa: N818 - says what happened, which no *Error says as well
     """A process of the engine is gone. Every open stream ends with this; open a new engine."""
+
+
+class ConservationError(Stream2LLMError):
+    """A simulated scheduler lost or made up requests, tokens or blocks: a bug of it, or of the simulation."""

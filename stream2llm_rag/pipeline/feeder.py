@@ -50,6 +50,8 @@ class Feeder:
 
     def _note(self, delta: ContextDelta) -> None:
         before, self._told = self._told, self._prompt.context_ids
-        self.last_delta_tokens = len(self._told) - common_prefix(before, self._told)
+        num_common = common_prefix(before, self._told)
+        self.last_delta_tokens = len(self._told) - num_common
+        num_kept = None if num_common == len(before) else num_common
         title = delta.documents[-1].title or delta.documents[-1].source if delta.documents else ""
-        self._recorder.record(EventKind.DELTA, label=title, tokens=len(self._told) - len(before))
+        self._recorder.record(EventKind.DELTA, label=title, tokens=len(self._told) - len(before), num_kept=num_kept)

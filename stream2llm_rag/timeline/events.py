@@ -33,7 +33,9 @@ class EventKind(StrEnum):
     SKIP = "skip"
     """A source was left out; ``detail`` says why."""
     DELTA = "delta"
-    """Context was handed to the engine; ``tokens`` is by how many it grew, negative where a replacement shrank it."""
+    """Context was handed to the engine; ``tokens`` is by how many it grew, negative where a replacement shrank it.
+
+    ``num_kept`` is there where the context was replaced from some token on: those before it."""
     RETRIEVAL_END = "retrieval_end"
     RETRIEVAL_FAILED = "retrieval_failed"
     DEADLINE = "deadline"
@@ -58,6 +60,7 @@ class EventKind(StrEnum):
 class Event:
     """One thing that happened between ``start_s`` and ``end_s``, which are equal for an instant.
 
+    ``num_kept`` are the tokens, from the first one on, that a replacement of the context left in place, where it was one.
     Raises :class:`InvalidInputError` for times that are not ordered, not finite or negative, and for absurd token counts.
     """
 
@@ -67,6 +70,7 @@ class Event:
     label: str = ""
     tokens: int | None = None
     detail: str | None = None
+    num_kept: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_s <= self.end_s <= MAX_TIME_S:
@@ -76,6 +80,8 @@ class Event:
             )
         if self.tokens is not None and abs(self.tokens) > MAX_NUMBER:
             raise InvalidInputError(f"tokens={self.tokens!r} is no number of tokens. Write at most {MAX_NUMBER:.0e}.")
+        if self.num_kept is not None and not 0 <= self.num_kept <= MAX_NUMBER:
+            raise InvalidInputError(f"num_kept={self.num_kept!r} is no number of tokens. Write 0 to {MAX_NUMBER:.0e}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +89,15 @@ class Timeline:
     """All that happened to one question.
 
     ``mode`` is ``streaming`` or ``non_streaming``; ``events`` are put in the order of their start; ``measures`` are figures of
-    the result by name, durations ending in ``_s``. Raises :class:`InvalidInputError` for another mode and for a measure that
-    is not a finite number.
+    the result by name, durations ending in ``_s``; ``asked_at`` is when the question came, in seconds since the epoch, where
+    that is known. Raises :class:`InvalidInputError` for another mode, and for a measure or a moment that is no finite number.
     """
 
     question: str
     mode: str
     events: tuple[Event, ...] = ()
     measures: Mapping[str, float | int] = field(default_factory=dict, hash=False)
+    asked_at: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -100,6 +107,8 @@ class Timeline:
                 raise InvalidInputError(
                     f"measures.{name} is {value!r}. Write a number of at most {MAX_NUMBER:.0e}, or leave it out."
                 )
+        if self.asked_at is not None and not 0 <= self.asked_at <= MAX_NUMBER:
+            raise InvalidInputError(f"asked_at is {self.asked_at!r}. Write seconds since the epoch, or leave it out.")
         object.__setattr__(self, "events", tuple(sorted(self.events, key=lambda event: event.start_s)))
         object.__setattr__(self, "measures", MappingProxyType(dict(self.measures)))
 
@@ -142,12 +151,13 @@ def _encode(timeline: Timeline) -> dict[str, Any]:
         "mode": timeline.mode,
         "events": [_encode_event(event) for event in timeline.events],
         "measures": dict(timeline.measures),
+        **({} if timeline.asked_at is None else {"asked_at": timeline.asked_at}),
     }
 
 
 def _encode_event(event: Event) -> dict[str, Any]:
     required = {"kind": event.kind.value, "start_s": event.start_s, "end_s": event.end_s}
-    optional = {"label": event.label or None, "tokens": event.tokens, "detail": event.detail}
+    optional = {"label": event.label or None, "tokens": event.tokens, "detail": event.detail, "num_kept": event.num_kept}
     return required | {key: value for key, value in optional.items() if value is not None}
 
 
@@ -170,6 +180,7 @@ def _decode(raw: object, where: str) -> Timeline:
         mode=fields.expect("mode", str, " or ".join(MODES)),
         events=tuple(_decode_event(event, f"{where}.events[{index}]") for index, event in enumerate(events)),
         measures={name: measures.expect(name, (int, float), "a number") for name in measures.raw},
+        asked_at=fields.expect("asked_at", (int, float, NoneType), "seconds since the epoch", default=None),
     )
 
 
@@ -185,6 +196,7 @@ def _decode_event(raw: object, where: str) -> Event:
         label=fields.expect("label", str, "a string", default=""),
         tokens=fields.expect("tokens", (int, NoneType), "a whole number", default=None),
         detail=fields.expect("detail", (str, NoneType), "a string", default=None),
+        num_kept=fields.expect("num_kept", (int, NoneType), "a whole number", default=None),
     )
 
 

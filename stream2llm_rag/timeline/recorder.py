@@ -46,7 +46,7 @@ class Recorder:
         max_events: int = MAX_EVENTS,
         listener: Callable[[Event], None] | None = None,
     ) -> None:
-        self._timeline = Timeline(question, mode)
+        self._timeline = Timeline(question, mode, asked_at=time.time() - (time.monotonic() - arrived_at))
         self._arrived_at = arrived_at
         self._max_events = max_events
         self._listener = listener
@@ -63,6 +63,7 @@ class Recorder:
         label: str = "",
         tokens: int | None = None,
         detail: str | None = None,
+        num_kept: int | None = None,
     ) -> None:
         """Take down that ``kind`` happened ``at`` (now, where None) or from then ``until``.
 
@@ -71,7 +72,7 @@ class Recorder:
         """
         start_s = max(0.0, (time.monotonic() if at is None else at) - self._arrived_at)
         end_s = start_s if until is None else max(0.0, until - self._arrived_at)
-        event = Event(kind, start_s, end_s, label, tokens, detail)
+        event = Event(kind, start_s, end_s, label, tokens, detail, num_kept)
         if kind in _MILESTONES:
             self._milestones.setdefault(kind, event)
         elif len(self._events) < self._max_events:
@@ -114,4 +115,5 @@ class Recorder:
             self._timeline.mode,
             (*self._events, *self._milestones.values()),
             {**(measures or {}), **dropped},
+            self._timeline.asked_at,
         )

@@ -7,7 +7,6 @@ every operation and every step it compares them with what the scheduler and the 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from stream2llm_rag.engine import protocol
 from stream2llm_rag.engine.protocol import Op, OpKind
+from stream2llm_rag.simulation.core import CoreLoop
 
 from .building import SECRET, Setup, make_scheduler
 from .invariants import Sent, check_books, check_kv, check_pool, check_queues, require
@@ -36,12 +36,12 @@ class _Step:
     written_blocks: frozenset[int]
 
 
-class Machine:
-    """Takes operations as a front end sends them, and steps as ``EngineCore.step_with_batch_queue`` does."""
+class Machine(CoreLoop[_Step]):
+    """Takes operations as a front end sends them, and computes each step when it is dispatched."""
 
     def __init__(self, setup: Setup, *, seed: int = 0) -> None:
+        super().__init__(make_scheduler(setup, random.Random(seed)), setup.depth)
         self.setup = setup
-        self.scheduler: Any = make_scheduler(setup, random.Random(seed))
         self.sent: dict[str, Sent] = {}
         self.num_answered = 0
         self._now = 1.0
@@ -49,7 +49,8 @@ class Machine:
         self._store = KvStore(setup.num_blocks, setup.block_size)
         self._worker = _make_worker(setup, self._store)
         self._hasher = block_hasher(setup.block_size) if setup.prefix_caching else None
-        self._in_flight: deque[_Step] = deque()
+        self._abort_before_output: str | None = None
+        self._num_scheduled_tokens = 0
 
     # ------------------------------------------------------------------ what a front end sends
 
@@ -115,40 +116,29 @@ class Machine:
 
     # ------------------------------------------------------------------ what the core does
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self.scheduler.has_requests() or self._in_flight)
-
     def step(self, abort: str | None = None) -> int:
-        """One turn of the busy loop: fill the pipeline, or take the output of its oldest step.
+        """One turn of the busy loop. Returns the number of tokens scheduled.
 
-        ``abort`` comes while that step runs, as ``_process_aborts_queue`` lets it. Returns the number of tokens scheduled.
+        ``abort`` comes while a step runs whose output this turn takes, as ``_process_aborts_queue`` lets it.
         """
         self._now += 1.0
-        num_tokens = 0
-        if self.scheduler.has_requests():
-            num_tokens = self._dispatch()
-            if len(self._in_flight) < self.setup.depth and (num_tokens or self.scheduler.has_requests()):
-                return num_tokens
-        if self._in_flight:
-            if abort is not None:
-                self._abort(abort)
-            self._take_output()
-        return num_tokens
+        self._num_scheduled_tokens, self._abort_before_output = 0, abort
+        self.turn()
+        return self._num_scheduled_tokens
 
-    def _dispatch(self) -> int:
-        output = self.scheduler.schedule()
+    def dispatch(self, output: SchedulerOutput) -> None:
+        self._num_scheduled_tokens = output.total_num_scheduled_tokens
         result = self._worker.execute(output)
         for request_id, tokens in zip(result.req_ids, result.sampled_token_ids, strict=True):
             require(not (tokens and self.sent[request_id].partial), f"{request_id} is partial and sampled")
         tables = (self.scheduler.kv_cache_manager.get_block_ids(request_id)[0] for request_id in result.req_ids)
         written = frozenset(block for table in tables for block in table) if self.setup.defer_frees else frozenset()
-        self._in_flight.append(_Step(output, result, written))
+        self.in_flight.append(_Step(output, result, written))
         self.check()
-        return int(output.total_num_scheduled_tokens)
 
-    def _take_output(self) -> None:
-        step = self._in_flight.popleft()
+    def take_output(self, step: _Step) -> None:
+        if self._abort_before_output is not None:
+            self._abort(self._abort_before_output)
         outputs = self.scheduler.update_from_output(step.output, step.result)
         for one in (one for core_outputs in outputs.values() for one in core_outputs.outputs):
             self._deliver(one.request_id, one.new_token_ids, one.finish_reason is not None)
@@ -166,7 +156,7 @@ class Machine:
 
     def check(self) -> None:
         """Raise :class:`Violation` unless scheduler, pool and KV cache agree with the books."""
-        written = {block for step in self._in_flight for block in step.written_blocks}
+        written = {block for step in self.in_flight for block in step.written_blocks}
         check_queues(self.scheduler, self.sent)
         check_books(self.scheduler, self.sent, self.setup.block_size)
         check_pool(self.scheduler, written)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm.v1.outputs import ModelRunnerOutput
+from stream2llm_rag.simulation.core import runner_output
 
 from .store import Digest, KvStore, Row, Violation
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
 
 FIRST_ANSWER_TOKEN, NUM_ANSWER_TOKENS = 100, 12
 
@@ -31,12 +32,6 @@ class Worker(Protocol):
 
     def check(self) -> None:
         """Raise unless what the worker was given is as it was given."""
-
-
-def runner_output(output: SchedulerOutput, sampled: dict[str, int]) -> ModelRunnerOutput:
-    ids = list(output.num_scheduled_tokens)
-    tokens = [[sampled[request_id]] if request_id in sampled else [] for request_id in ids]
-    return ModelRunnerOutput(req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)}, sampled_token_ids=tokens)
 
 
 @dataclass(slots=True)

@@ -30,7 +30,8 @@ words = st.one_of(st.text(st.characters(), max_size=30), st.sampled_from(HOSTILE
 def events(draw: st.DrawFn) -> Event:
     start_s, end_s = sorted((draw(times), draw(times)))
     tokens, detail = draw(st.none() | st.integers(-500, 5000)), draw(st.none() | words)
-    return Event(draw(st.sampled_from(EventKind)), start_s, end_s, draw(words), tokens, detail)
+    num_kept = draw(st.none() | st.integers(0, 5000))
+    return Event(draw(st.sampled_from(EventKind)), start_s, end_s, draw(words), tokens, detail, num_kept)
 
 
 measures = st.dictionaries(words, st.integers(-(10**15), 10**15) | st.floats(-1e15, 1e15), max_size=4)
@@ -40,6 +41,7 @@ timelines = st.builds(
     mode=st.sampled_from(["streaming", "non_streaming"]),
     events=st.lists(events(), max_size=30).map(tuple),
     measures=measures,
+    asked_at=st.none() | st.floats(0, 1e10),
 )
 
 

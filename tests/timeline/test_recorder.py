@@ -22,10 +22,11 @@ def test_times_count_from_the_arrival_of_the_question() -> None:
 
 
 def test_without_a_time_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: 107.0))
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: 107.0, time=lambda: 1e9))
     log = new()
     log.record(EventKind.FIRST_TOKEN)
     assert log.timeline().events == (Event(EventKind.FIRST_TOKEN, 7.0, 7.0),)
+    assert log.timeline().asked_at == 1e9 - 7.0
 
 
 def test_what_began_before_the_question_counts_from_its_arrival() -> None:

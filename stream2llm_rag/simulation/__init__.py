@@ -1,0 +1,1 @@
+"""Workloads replayed in virtual time on the real scheduler classes, without a model."""
