@@ -27,14 +27,14 @@ LAYERS = (
         "tiny_model",
         "",
     },  # "": what the package itself exports
-    {"demo"},
+    {"bench", "demo"},
     {"cli"},
 )
 PEERS_THAT_MIX = LAYERS[0]
 LAYER_OF = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 # Where else's code may be imported, as prefixes of module names without the package's own; all else is free.
 FOREIGN = {
-    "vllm": ("engine", "serve", "simulation"),
+    "vllm": ("bench", "engine", "serve", "simulation"),
     "aiohttp": ("retrievers",),
     "trafilatura": ("retrievers",),
     "langchain": ("integrations.langchain",),
@@ -42,6 +42,8 @@ FOREIGN = {
     "llama_index": ("integrations.llama_index", "integrations.sources"),
     "llama_index_instrumentation": ("integrations.llama_index",),
     "typer": ("cli",),
+    "matplotlib": ("simulation",),
+    "scipy": ("simulation",),
     "diskannpy": ("retrievers.diskann",),
     "numba": ("retrievers.diskann",),
     "sklearn": ("retrievers.diskann",),
@@ -58,6 +60,8 @@ HEAVY = {
     "llama_index",
     "typer",
     "rich",
+    "matplotlib",
+    "scipy",
     "numba",
     "sklearn",
     "diskannpy",

@@ -10,9 +10,11 @@ from typer.core import TyperGroup
 
 from stream2llm_rag import __version__
 from stream2llm_rag.cli.ask import ask
+from stream2llm_rag.cli.bench import bench
 from stream2llm_rag.cli.demo import demo
 from stream2llm_rag.cli.doctor import doctor
 from stream2llm_rag.cli.index import index_app
+from stream2llm_rag.cli.simulate import simulate
 from stream2llm_rag.cli.terminal import show_error
 from stream2llm_rag.cli.timeline import timeline
 from stream2llm_rag.errors import Stream2LLMError
@@ -32,7 +34,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
-for command in (ask, demo, doctor, timeline):
+for command in (ask, bench, demo, doctor, simulate, timeline):
     app.command()(command)
 app.add_typer(index_app, name="index")
 

@@ -21,6 +21,10 @@ def _in_a_folder(path: Path | None) -> Path | None:
 
 _FILE: Any = {"dir_okay": False, "writable": True, "callback": _in_a_folder}
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all measures to FILE.", **_FILE)]
+CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a line for each run to FILE.", **_FILE)]
+PictureFolder = Annotated[
+    Path | None, typer.Option("--pictures", metavar="DIR", file_okay=False, help="Draw the results into DIR, as SVG and PNG.")
+]
 HtmlFile = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the timeline as a page.", **_FILE)]
 SvgFile = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Write the timeline as a picture.", **_FILE)]
 EngineArgs = Annotated[

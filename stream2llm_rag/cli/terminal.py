@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from stream2llm_rag.timeline import Event, EventKind
@@ -50,6 +59,15 @@ def spinner(console: Console, words: str) -> Iterator[Progress]:
     with _progress(console, SpinnerColumn(), _WORDS, TimeElapsedColumn()) as progress:
         progress.add_task(words, total=None)
         yield progress
+
+
+@contextmanager
+def bar(console: Console, words: str, total: int) -> Iterator[Callable[[], None]]:
+    """``words``, and a bar that each call moves by one of ``total``; gone when the block ends."""
+    columns = (SpinnerColumn(), _WORDS, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with _progress(console, *columns) as progress:
+        task = progress.add_task(words, total=total)
+        yield lambda: progress.advance(task)
 
 
 def _progress(console: Console, *columns: ProgressColumn) -> Progress:

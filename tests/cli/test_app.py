@@ -22,7 +22,7 @@ def test_it_tells_its_version() -> None:
 
 def test_without_arguments_it_names_its_commands() -> None:
     done = run()
-    assert all(command in done.output for command in ("ask", "demo", "doctor", "timeline"))
+    assert all(command in done.output for command in ("ask", "demo", "doctor", "simulate", "timeline"))
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
