@@ -7,10 +7,11 @@ FLAVOUR ?= auto
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup test test-matrix lint types demo clean fuzz fuzz-scheduler
+.PHONY: help setup test test-matrix lint types demo clean fuzz fuzz-scheduler paper
 CASES ?= 1000
 EPISODES ?= 10000
 SEED ?= 0
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -40,6 +41,9 @@ fuzz: setup ## CASES=10000 random streams on the real engine, each answer compar
 
 fuzz-scheduler: setup ## EPISODES=10000 random episodes of the scheduler with a worker that checks content, from SEED on
 	$(BIN)/python -m tests.scheduler.fuzz --episodes $(EPISODES) --seed $(SEED)
+
+paper: setup ## the tables of the Stream2LLM paper in virtual time: JOBS=N processes run what is missing (hours), writes docs/results.md
+	$(BIN)/python -m benchmarks.paper --jobs $(JOBS)
 
 demo: setup ## answer a question over a live crawl, then compare with the usual way
 	$(BIN)/stream2llm demo

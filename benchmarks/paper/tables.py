@@ -1,0 +1,172 @@
+"""The tables of docs/results.md. Pure: from rows of a report to lines of Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from benchmarks.paper.cells import Cell
+from benchmarks.paper.published import FRONTENDS as PUBLISHED
+from benchmarks.paper.published import MECHANISMS, SPEEDUP_BY_MECHANISM, TTFT_S, Load, Triple
+from stream2llm_rag.simulation.records import Percentiles
+from stream2llm_rag.simulation.report import Interval, Row, ratio
+
+Rows = dict[str, Row]
+"""The rows of one cell, by front end."""
+
+NOT_RUN = "not run yet"
+_ALLOWED = 0.25
+AIMS = {1.0: ("16/11", ""), 0.5: ("14/10", ""), 0.35: ("10/7", "14/10"), 0.15: ("5/3", "6/4")}
+"""Set before the runs for the crawler at delay x10, by pool: times NS at P50 / P99 without hints, and with them."""
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is to the left and the others to the right."""
+    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def load_label(load: Load) -> str:
+    """Such as ``crawler 4 QPS, delay x10``."""
+    workload, qps, delay = load
+    return f"{workload} {qps:g} QPS" + (f", delay x{delay:g}" if delay != 1 else "")
+
+
+def fit_table(by_load: dict[Load, Rows]) -> str:
+    """NS here and in the paper, and whether they are within 25% of each other."""
+    heads = ("load", "ours P50/P95/P99 s", "paper s", "ours / paper", "P50 and P99 within 25%")
+    return table(heads, (_fit_line(load, rows.get("ns")) for load, rows in by_load.items()))
+
+
+def _fit_line(load: Load, ours: Row | None) -> Sequence[str]:
+    paper = TTFT_S[load][0]
+    if ours is None:
+        return load_label(load), NOT_RUN, _triple(paper), "", ""
+    ratios = [own / other for own, other in zip(_parts(ours.ttft_s), paper, strict=True)]
+    is_near = all(abs(ratios[index] - 1) <= _ALLOWED for index in (0, 2))
+    return load_label(load), _triple(_parts(ours.ttft_s)), _triple(paper), _triple(ratios), "yes" if is_near else "no"
+
+
+def beside_the_paper(by_load: dict[Load, Rows]) -> str:
+    """What the paper measured, and the same here: TTFT, and how many times sooner than NS."""
+    heads = ("load", "front end", "ours P50/P95/P99 s", "paper s", "ours, times sooner than NS", "paper")
+    return table(heads, (line for load, rows in by_load.items() for line in _paper_lines(load, rows)))
+
+
+def _paper_lines(load: Load, rows: Rows) -> Iterator[Sequence[str]]:
+    usual = TTFT_S[load][0]
+    for frontend, paper in zip(PUBLISHED, TTFT_S[load], strict=True):
+        row = rows.get(frontend)
+        yield (
+            load_label(load) if frontend == PUBLISHED[0] else "",
+            frontend,
+            NOT_RUN if row is None else _triple(_parts(row.ttft_s)),
+            _triple(paper),
+            "" if row is None or row.speedup is None else _triple(_parts(row.speedup)),
+            _triple([slow / fast for slow, fast in zip(usual, paper, strict=True)]),
+        )
+
+
+def cell_table(rows: Rows, default: str) -> str:
+    """All front ends of one cell."""
+    heads = ("front end", "TTFT P50/P95/P99 s", "times sooner than NS", f"P50 / {default}'s", f"P99 / {default}'s")
+    more = ("evictions", "computed / prompts", "invalidated", "deadlocks", "unanswered")
+    return table((*heads, *more), (_cell_line(row, default) for row in rows.values()))
+
+
+def _cell_line(row: Row, default: str) -> Sequence[str]:
+    return (
+        f"**{row.frontend}**" if row.frontend == default else row.frontend,
+        _triple(_parts(row.ttft_s)),
+        "" if row.speedup is None else _triple(_parts(row.speedup)),
+        _interval(row.to_default.get("p50")),
+        _interval(row.to_default.get("p99")),
+        f"{row.num_evictions:,.0f}",
+        f"{row.num_computed / row.num_prompt_tokens:.2f}",
+        f"{row.num_invalidated:,.0f}",
+        f"{row.num_deadlocked} of {row.num_seeds}" if row.num_deadlocked else "none",
+        f"{row.num_unfinished:,}" if row.num_unfinished else "none",
+    )
+
+
+def aims_table(cells: dict[Cell, Rows], default: str) -> str:
+    """What was aimed for under memory pressure, and what came out."""
+    heads = ("pool", f"{default}, P50/P99 times NS", "aim", "density with hints", "aim")
+    pressed = {cell.pool: rows for cell, rows in cells.items() if cell.load == ("crawler", 4, 10)}
+    lines = (
+        (
+            f"{pool:g}",
+            _speedup(pressed.get(pool, {}).get(default)),
+            aim,
+            _speedup(pressed.get(pool, {}).get("density+hints")),
+            hinted,
+        )
+        for pool, (aim, hinted) in AIMS.items()
+    )
+    return table(heads, lines)
+
+
+def _speedup(row: Row | None) -> str:
+    return NOT_RUN if row is None or row.speedup is None else f"{_number(row.speedup.p50)}/{_number(row.speedup.p99)}"
+
+
+def sooner_than_default(cells: dict[Cell, Rows], default: str, policies: Sequence[str]) -> tuple[str, int]:
+    """Where another policy is surely sooner than the default one, and how many comparisons there were."""
+    lines, num_compared = [], 0
+    for cell, rows in cells.items():
+        for policy in policies:
+            for name, found in rows[policy].to_default.items() if policy in rows else ():
+                if policy == default or name == "p95":
+                    continue
+                num_compared += 1
+                if found.high is not None and found.high < 1:
+                    lines.append((f"{load_label(cell.load)}, pool {cell.pool:g}", policy, name.upper(), _interval(found)))
+    return table(("cell", "policy", "", f"its TTFT / {default}'s"), lines) if lines else "", num_compared
+
+
+def throughput_table(cells: dict[Cell, Rows], default: str) -> str:
+    """Until when all was answered, beside NS."""
+    heads = ("cell", "NS s", f"{default} s", "ratio")
+    lines = []
+    for cell, rows in cells.items():
+        if "ns" in rows and default in rows:
+            usual_s, own_s = rows["ns"].completion_s, rows[default].completion_s
+            label = f"{load_label(cell.load)}, pool {cell.pool:g}"
+            lines.append((label, f"{usual_s:,.1f}", f"{own_s:,.1f}", f"{1 / ratio(usual_s, own_s):.4f}"))
+    return table(heads, lines) if lines else f"{NOT_RUN.capitalize()}.\n"
+
+
+def mechanism_table(by_load: dict[Load, Rows]) -> str:
+    """The paper's ablation, with room for ours."""
+    heads = ("load", "policy", *(f"paper: {mechanism}" for mechanism in MECHANISMS), "ours: recompute only", "ours: swap")
+    lines = (
+        (load_label(load), policy, *map(_triple, figures), _speedups(by_load[load].get(policy)), NOT_RUN)
+        for (load, policy), figures in SPEEDUP_BY_MECHANISM.items()
+    )
+    return table(heads, lines)
+
+
+def _speedups(row: Row | None) -> str:
+    return NOT_RUN if row is None or row.speedup is None else _triple(_parts(row.speedup))
+
+
+def _parts(values: Percentiles) -> Triple:
+    return values.p50, values.p95, values.p99
+
+
+def _triple(values: Sequence[float]) -> str:
+    return "/".join(map(_number, values))
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return "never"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _interval(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return _number(found.mean)
+    return f"{_number(found.mean)} [{_number(found.low)}, {_number(found.high)}]"

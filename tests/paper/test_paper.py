@@ -1,0 +1,141 @@
+"""``make paper`` on a grid that takes seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.paper import __main__ as command
+from benchmarks.paper import page
+from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, OTHERS, PRESSED, SEEDS, Cell
+from benchmarks.paper.published import FRONTENDS, TTFT_S
+from benchmarks.paper.store import Store
+from benchmarks.paper.tables import cell_table, fit_table, sooner_than_default
+from stream2llm_rag.engine.policy import POLICIES
+from stream2llm_rag.simulation.report import compare
+from tests.simulation.samples import sample_run
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESSURE = CELLS[0]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "paper")
+
+
+def kept(store, frontend, ttfts_s, cell=PRESSURE, seed=0):
+    store.add(cell, "code", sample_run(frontend, ttfts_s, seed=seed, series=cell.settings()[0].series, qps=cell.load[1]))
+
+
+def test_every_load_of_the_paper_and_every_policy_is_simulated():
+    assert {cell.load for cell in CELLS if cell.pool == 1} == set(TTFT_S) == {*PRESSED, *OTHERS}
+    assert {*FRONTENDS, *POLICIES, "native"} <= set(ALL_FRONTENDS)
+    assert len(CELLS) == len({cell.name for cell in CELLS}) == 19
+
+
+def test_pressure_comes_first_with_all_seeds():
+    assert [cell.load for cell in CELLS[:4]] == [("crawler", 4, 10)] * 4
+    assert [setting.seed for setting in CELLS[0].settings()[:: len(ALL_FRONTENDS)]] == list(SEEDS)
+
+
+def test_what_was_kept_is_read_again(store, tmp_path):
+    kept(store, "fcfs", [0.5, 1.0])
+    kept(store, "ns", [1.0, float("inf")])
+    again = Store(tmp_path / "paper")
+    assert again.runs(PRESSURE) == store.runs(PRESSURE)
+    assert [run.frontend for run in again.runs(PRESSURE)] == ["ns", "fcfs"]
+    [file] = (tmp_path / "paper").iterdir()
+    assert file.name == "crawler-4qps-x10-pool1.json"
+    assert len(json.loads(file.read_text())) == 2
+    assert len(file.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("text", ["", "{", '[{"fingerprint": "x"}]', "[1]"])
+def test_what_cannot_be_read_is_run_again(tmp_path, text):
+    (tmp_path / f"{PRESSURE.name}.json").write_text(text)
+    assert Store(tmp_path).runs(PRESSURE) == []
+
+
+def test_only_what_is_missing_or_has_changed_is_run(tmp_path, monkeypatch, capsys):
+    cells = (Cell(("crawler", 4, 10), 1.0), Cell(("anns", 2, 30), 0.5))
+    few = {cell: cell.settings(("ns", "fcfs"), range(1), num_requests=12) for cell in cells}
+    monkeypatch.setattr(command, "CELLS", cells)
+    monkeypatch.setattr(Cell, "settings", lambda cell: few[cell])
+    store = Store(tmp_path)
+    assert [each.label for each in command.pending(store, "anns")] == [
+        "anns-2qps-x30-pool0.5 ns seed 0",
+        "anns-2qps-x30-pool0.5 fcfs seed 0",
+    ]
+    command.run_pending(store, command.pending(store), jobs=1)
+    assert "4/4 anns-2qps-x30-pool0.5 fcfs seed 0: P50 " in capsys.readouterr().out
+    again = Store(tmp_path)
+    assert command.pending(again) == []
+    assert compare(again.runs(cells[0]), "fcfs")[1].speedup.p50 > 1
+    monkeypatch.setattr(command, "fingerprint", lambda setting: f"new code of {setting.frontend}")
+    assert len(command.pending(again)) == 4
+
+
+def test_the_fit_is_near_within_a_quarter_at_both_ends(store):
+    load = ("crawler", 0.5, 1)
+    cell = Cell(load, 1.0)
+    paper = TTFT_S[load][0]
+    for factor, verdict in ((1.2, "yes"), (1.3, "no")):
+        kept(store, "ns", [factor * value for value in (paper[0], paper[0], paper[2], paper[2])], cell)
+        rows = {row.frontend: row for row in compare(store.runs(cell))}
+        assert f" | {verdict} |" in fit_table({load: rows})
+    assert "not run yet" in fit_table({load: {}})
+
+
+def test_a_policy_that_is_surely_sooner_than_the_default_is_named(store):
+    for seed in range(4):
+        kept(store, "fcfs", [1.0, 2.0 + seed / 100], seed=seed)
+        kept(store, "density", [0.5, 1.0], seed=seed)
+        kept(store, "lcas", [2.0, 4.0], seed=seed)
+    rows = {row.frontend: row for row in compare(store.runs(PRESSURE), "fcfs")}
+    found, num_compared = sooner_than_default({PRESSURE: rows}, "fcfs", list(POLICIES))
+    assert num_compared == 4
+    assert [line.split(" | ")[1:3] for line in found.splitlines()[2:]] == [["density", "P50"], ["density", "P99"]]
+
+
+def test_a_deadlock_stands_in_the_table(store):
+    kept(store, "native", [0.5, float("inf")])
+    kept(store, "ns", [1.0, 1.0])
+    table = cell_table({row.frontend: row for row in compare(store.runs(PRESSURE))}, "fcfs")
+    assert "| native | 0.5/never/never | 2/0/0 |" in table
+    assert "1 of 1 | 1 |" in table
+
+
+def test_the_page_says_what_has_not_been_run(store, tmp_path):
+    text = page.render(store, tmp_path / "none.json", [])
+    assert "0 of 1,045 runs are there" in " ".join(text.split())
+    assert "**Not run yet.** Nothing on this page" in text
+    kept(store, "ns", [0.7, 5.0])
+    assert "| crawler 4 QPS, delay x10 | 0.7/5/5 |" in page.render(store, tmp_path / "none.json", [])
+
+
+def test_the_page_has_the_results_of_a_gpu_where_there_are_some(store, tmp_path):
+    file = tmp_path / "table.json"
+    runs = [
+        sample_run(frontend, [wait], series="crawler-q2", qps=None).to_json()
+        for frontend, wait in (("ns", 1.0), ("fcfs", 0.25))
+    ]
+    file.write_text(json.dumps({"machines": [{"gpu": "one of some kind"}], "runs": runs}))
+    text = page.render(store, file, [])
+    assert "gpu: one of some kind" in text
+    assert "### crawler-q2" in text
+    assert "| fcfs | 0.25/0.25/0.25 | 4/4/4 |" in text
+    assert "Not run yet.** Nothing" not in text
+
+
+def test_the_page_in_the_repository_is_what_the_results_say():
+    store = Store(ROOT / "results" / "paper")
+    pictures = [line.partition("(results/")[2].rstrip(")") for line in written().splitlines() if line.startswith("![")]
+    assert written() == page.render(store, ROOT / page.GPU_RESULTS, pictures)
+    assert sorted(pictures) == sorted(path.name for path in (ROOT / "docs" / "results").glob("*.svg"))
+
+
+def written():
+    return (ROOT / "docs" / "results.md").read_text("utf-8")
