@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stream2llm_rag.simulation.records import Percentiles
 from stream2llm_rag.simulation.report import Row
@@ -36,7 +37,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.num_measured),
         _three(row.ttft_s),
         _three(row.arrival_to_first_token_s),
-        _three(row.speedup) if row.speedup is not None else "-",
+        _speedup(row),
         figure(row.throughput_rps),
         f"{row.num_evictions:.0f}",
         figure(row.num_computed / row.num_prompt_tokens),
@@ -44,6 +45,12 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.num_unfinished),
         "stalled" if row.num_deadlocked else "",
     )
+
+
+def _speedup(row: Row) -> str:
+    if row.speedup is None:
+        return "-"
+    return _three(row.speedup if not math.isnan(row.ttft_s.p99) else replace(row.speedup, p99=math.nan))
 
 
 def _three(values: Percentiles) -> str:

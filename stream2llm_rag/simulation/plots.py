@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT = 6.9, 2.9
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#666666")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_MANY_DECADES = 300
+_COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#666666")
+_DEFAULT_COLOUR = "#0072B2"
+_DASHES: tuple[Any, ...] = ((0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _OTHERS: dict[str, tuple[str, Any]] = {"ns": ("black", "-"), "native": ("#999999", "-"), "vllm-s": ("#555555", (0, (2, 1)))}
 _STYLE: dict[str, Any] = {
     "font.size": 8,
@@ -107,7 +109,7 @@ def _ttft_distribution(cell: str, runs: Sequence[Run]) -> Figure:
         axes.plot(seconds, shares, **_line(frontend))
     axes.set(xlabel="TTFT after the final context, s", ylabel="share of requests that wait so long", xscale="log", yscale="log")
     _plain_ticks(axes.xaxis)
-    _plain_ticks(axes.yaxis, (1.0,))
+    _plain_ticks(axes.yaxis)
     return _finished(figure, axes, cell)
 
 
@@ -122,7 +124,7 @@ def _invalidated_distribution(cell: str, runs: Sequence[Run]) -> Figure:
     axes.set(xlabel="tokens invalidated by updates", ylabel="share of requests with so many", yscale="log")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _plain_ticks(axes.yaxis, (1.0,))
+    _plain_ticks(axes.yaxis)
     return _finished(figure, axes, cell)
 
 
@@ -132,11 +134,12 @@ def _resolved(runs: Iterable[Run]) -> list[float]:
     return [share for share in EXCEEDING if share * num_measured >= 1]
 
 
-def _plain_ticks(axis: Axis, factors: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
-    """Numbers a reader can read, on a logarithmic axis."""
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers a reader can read, on a logarithmic axis: 1, 2 and 5 of each decade, or just 1 where there are many decades."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    axis.set_major_locator(LogLocator(subs=factors))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > _MANY_DECADES else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
@@ -173,11 +176,17 @@ def _line(frontend: str) -> dict[str, Any]:
         colour, style = _OTHERS[frontend]
         return {"label": frontend, "color": colour, "linestyle": style}
     policy, _, hints = frontend.partition("+")
-    known = list(POLICIES)
-    number = known.index(policy) if policy in known else len(known)
+    if policy == DEFAULT_POLICY:
+        return {
+            "label": frontend,
+            "color": _DEFAULT_COLOUR,
+            "linestyle": ":" if hints else "-",
+            "linewidth": 1.2 if hints else 2.6,
+        }
+    others = [name for name in POLICIES if name != DEFAULT_POLICY]
+    number = others.index(policy) if policy in others else len(others)
     dashes = ":" if hints else _DASHES[number % len(_DASHES)]
-    width = 2.6 if policy == DEFAULT_POLICY and not hints else 1.2
-    return {"label": frontend, "color": _COLOURS[number % len(_COLOURS)], "linestyle": dashes, "linewidth": width}
+    return {"label": frontend, "color": _COLOURS[number % len(_COLOURS)], "linestyle": dashes}
 
 
 def _median(values: Iterable[float]) -> float:

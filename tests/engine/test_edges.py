@@ -192,10 +192,11 @@ class TestAPromptThatCanNeverFit:
         self, tight_engine: Stream2LLMEngine, reference: Reference
     ) -> None:
         longest = prompt(TIGHT["max_model_len"] - 1, 41)
-        async with await tight_engine.open(prompt(300, 42)) as idle, await tight_engine.open(longest[:1200]) as session:
+        async with await tight_engine.open(prompt(300, 42)) as idle:
             await computed(idle, 299)
-            with anyio.fail_after(60):
-                answer = await collect(await session.finish(longest[1200:], {**GREEDY, "max_tokens": 1}))
+            async with await tight_engine.open(longest[:1200]) as session:
+                with anyio.fail_after(60):
+                    answer = await collect(await session.finish(longest[1200:], {**GREEDY, "max_tokens": 1}))
         assert answer == await reference.answer(longest, {**GREEDY, "max_tokens": 1})
 
     async def test_a_pool_that_is_smaller_than_the_context_does_not_start(self, model_path: Path) -> None:
