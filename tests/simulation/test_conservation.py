@@ -58,7 +58,12 @@ def samples_before_the_final_context(patch: pytest.MonkeyPatch) -> None:
 
 
 def does_not_report_an_eviction(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(StreamingScheduler, "_note_loss", lambda self, stream, before: None)
+    original = StreamingScheduler._note_loss
+    patch.setattr(
+        StreamingScheduler,
+        "_note_loss",
+        lambda self, stream, before: original(self, stream, stream.request.num_computed_tokens),
+    )
 
 
 def leaks_the_blocks_of_the_finished(patch: pytest.MonkeyPatch) -> None:
