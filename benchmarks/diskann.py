@@ -5,13 +5,14 @@ Each data set is built once. Ours reads it past the page cache (``aio``) and fro
 the page cache. Queries of all take turns, so that what else the machine does meets them alike. With ``--python-0.7`` (an
 interpreter that has diskannpy 0.7 and numpy 1.25) the same is done over an index that diskannpy 0.7 built.
 
-    python -m benchmarks.diskann --data 20000x64 100000x128 --json FILE
+    python -m benchmarks.diskann --data 20000x64 20000x64:cosine 100000x128 documentationx256 --json FILE
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,7 +32,10 @@ import numpy as np
 from benchmarks.diskann_data import Array, Data, clustered, documentation
 from stream2llm_rag.retrievers.diskann import DiskANNIndex, GraphParameters, Snapshot, Thresholds
 from stream2llm_rag.retrievers.diskann.calibration import judge
+from stream2llm_rag.retrievers.diskann.metrics import METRICS
+from stream2llm_rag.retrievers.diskann.search import SearchParameters, Workspace
 from stream2llm_rag.retrievers.diskann.stability import Emit, Gate
+from stream2llm_rag.retrievers.diskann.state import NUM_CANDIDATES
 
 TOP_K, BEAM_WIDTH = 10, 4
 COMPLEXITIES = (10, 20, 40, 80, 160, 320)
@@ -96,16 +101,56 @@ def compare(data: Data, directory: Path, baseline: Any) -> list[dict[str, Any]]:
             row |= {f"{name}_recall": recall(each["ids"], exact) for name, each in found.items()}
             row |= {name: percentiles(each["seconds"]) for name, each in found.items()}
             row["equal"] = float(np.mean([a == b for a, b in zip(found["aio"]["ids"], found["rust"]["ids"], strict=True)]))
+            row["differences"] = differences(
+                data, memory, complexity, [each["ids"] for each in (found["memory"], found["rust"])]
+            )
             row["reads"] = float(np.mean([final.num_reads for final in finals]))
             row["rust_reads"] = float(stats["mean_ios"])
             rows.append(row)
             print(
                 f"  L={complexity:<4} recall {row['aio_recall']:.4f} rust {row['rust_recall']:.4f}  equal {row['equal']:.1%}  "
                 f"reads {row['reads']:.1f} rust {row['rust_reads']:.1f}  P50/P99 ms: aio {text(row['aio'])} "
-                f"memory {text(row['memory'])} rust {text(row['rust'])}",
+                f"memory {text(row['memory'])} rust {text(row['rust'])}  {row['differences'] or ''}",
                 flush=True,
             )
     return rows
+
+
+def differences(data: Data, index: DiskANNIndex, complexity: int, found: Sequence[Sequence[list[int]]]) -> dict[str, int]:
+    """Why lists of ours differ from diskannpy-rust's, query by query; how many there are of each kind.
+
+    ``tie``: the same exact distances, place by place. ``left``: its list is that of the candidates that are left at the end of
+    our search, ranked by exact distance, where ours ranks every node that was read. ``one more``: the same of a search of ours
+    with one candidate more (it keeps a place for the node that it starts from), of which the L nearest are ranked.
+    """
+    kinds: Counter[str] = Counter()
+    stored = index._space.store(data.vectors).astype(np.float64)
+    for query, ours, theirs in zip(data.queries, *found, strict=True):
+        if ours == theirs:
+            continue
+        squared = ((stored - index._space.prepare(query).vector) ** 2).sum(1)
+
+        def is_theirs(rows: list[int], squared: Array = squared, theirs: list[int] = theirs) -> bool:
+            ranked = sorted(rows, key=squared.__getitem__)[:TOP_K]
+            return bool(np.allclose(squared[ranked], squared[theirs], rtol=1e-6))
+
+        explained = {
+            "tie": is_theirs(ours),
+            "left": is_theirs(candidates_left(index, query, complexity)),
+            "one more": is_theirs(candidates_left(index, query, complexity + 1)[:complexity]),
+        }
+        kinds[next((kind for kind, holds in explained.items() if holds), "other")] += 1
+    return dict(kinds)
+
+
+def candidates_left(index: DiskANNIndex, query: Array, complexity: int) -> list[int]:
+    """Row numbers of the candidates, at most ``complexity``, with which a search ends."""
+    search = index._begin(query, SearchParameters(TOP_K, complexity, BEAM_WIDTH))
+    workspace = Workspace(index._open_lane(), index.num_points)
+    state = search._begin(workspace)
+    workspace.lane.advance(state, 2**62)
+    workspace.lane.close()
+    return [int(row) for row in state.candidate_ids[: state.counters[NUM_CANDIDATES]]]
 
 
 def text(latency: dict[str, float]) -> str:
@@ -174,10 +219,12 @@ async def at_once(data: Data, directory: Path, baseline: Any) -> list[dict[str, 
     """1, 4 and 16 searches at once: searches a second, and by how much a ticker on the event loop comes late meanwhile."""
     rows = []
     idle = await stall(lambda: asyncio.sleep(0.5))
+    hashing = await stall(hash_in_threads)
+    print(f"  {os.cpu_count()} threads that only hash, without the GIL: loop late P99 {hashing['p99_ms']:.2f} ms", flush=True)
     for reader in ("aio", "memory", "rust"):
         for number in (1, 4, 16):
             row = {"reader": reader, "searches_at_once": number, **await load(data, directory, baseline, reader, number)}
-            rows.append(row | {"idle_stall_p99_ms": idle["p99_ms"]})
+            rows.append(row | {"idle_stall_p99_ms": idle["p99_ms"], "hashing_stall_p99_ms": hashing["p99_ms"]})
             print(
                 f"  {reader:>6}, {number:>2} at once: {row['searches_per_s']:,.0f}/s, P50/P99 {text(row['latency'])} ms, "
                 f"loop late P99 {row['stall']['p99_ms']:.2f} ms (idle {idle['p99_ms']:.2f})",
@@ -216,6 +263,12 @@ async def load(data: Data, directory: Path, baseline: Any, reader: str, number: 
             elapsed = time.perf_counter() - started
     pool.shutdown()
     return {"searches_per_s": len(data.queries) / elapsed, "latency": percentiles(seconds), "stall": late}
+
+
+async def hash_in_threads() -> None:
+    """As many threads as processors that compute and never hold the GIL: what a loop's thread meets on this machine anyhow."""
+    block = bytes(200_000_000)
+    await asyncio.gather(*(asyncio.to_thread(hashlib.sha256, block) for _ in range(os.cpu_count() or 1)))
 
 
 async def stall(job: Callable[[], Any]) -> dict[str, float]:
@@ -288,11 +341,14 @@ def compare_07(data: Data, python: str, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def make(name: str, num_queries: int, metric: str) -> Data:
+def make(name: str, num_queries: int) -> Data:
+    name, _, metric = name.partition(":")
+    if metric and metric not in METRICS:
+        raise SystemExit(f"The metric behind the colon is one of {', '.join(METRICS)}, but {metric!r} came.")
     if name.startswith("documentation"):
         return documentation(int(name.partition("x")[2] or 256), num_queries)
     num_points, _, num_dims = name.partition("x")
-    return clustered(int(num_points), int(num_dims), num_queries, metric)
+    return clustered(int(num_points), int(num_dims), num_queries, metric or "l2")
 
 
 def run(data: Data, folder: Path, python_07: str | None) -> dict[str, Any]:
@@ -318,8 +374,9 @@ def run(data: Data, folder: Path, python_07: str | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=["20000x64", "100000x128"], help="POINTSxDIMS, or documentationxDIMS")
-    parser.add_argument("--metric", default="l2", choices=["l2", "cosine", "inner_product"])
+    parser.add_argument(
+        "--data", nargs="+", default=["20000x64", "100000x128"], help="POINTSxDIMS or POINTSxDIMS:METRIC, or documentationxDIMS"
+    )
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--python-0.7", dest="python_07", help="an interpreter with diskannpy 0.7 and numpy 1.25")
     parser.add_argument("--folder", type=Path, help="where indexes are built, on the disk to be measured")
@@ -329,7 +386,7 @@ def main() -> None:
     results = []
     for name in arguments.data:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            data = make(name, arguments.queries, arguments.metric)
+            data = make(name, arguments.queries)
             results.append(run(data, Path(folder), arguments.python_07))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

@@ -102,6 +102,15 @@ def judge(traces: Sequence[Sequence[Snapshot]], thresholds: Thresholds) -> Judge
     return Judgement(sum(shown) / len(shown) if shown else 1.0, sum(earlinesses) / len(traces), sum(halves) / len(traces))
 
 
+def fit_row(parameters: SearchParameters, traces: Sequence[Sequence[Snapshot]], precision: float) -> Row:
+    """Fit to every other of ``traces``, and judge by the rest."""
+    thresholds = fit(traces[::2], precision)
+    judgement = judge(traces[1::2], thresholds)
+    return Row(
+        parameters.top_k, parameters.complexity, parameters.beam_width, thresholds, judgement, num_queries=len(traces[1::2])
+    )
+
+
 def fit(traces: Sequence[Sequence[Snapshot]], precision: float) -> Thresholds:
     """The thresholds of the grid that show most, earliest, with at least that precision; the most careful where none has it."""
     judged = [(judge(traces, thresholds), thresholds) for thresholds in GRID]

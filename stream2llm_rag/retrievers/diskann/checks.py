@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stream2llm_rag.errors import IndexBuildError, IndexFormatError, InvalidInputError
-from stream2llm_rag.retrievers.diskann.layout import SECTOR_BYTES, Array, Geometry, Layout
+from stream2llm_rag.retrievers.diskann.layout import SECTOR_BYTES, Geometry, Layout
 from stream2llm_rag.retrievers.diskann.manifest import Manifest, digest_of
+from stream2llm_rag.retrievers.diskann.matrices import Array
 from stream2llm_rag.retrievers.diskann.metrics import Floats, Metric, norms_of
 
 _ROWS_AT_ONCE = 16_384

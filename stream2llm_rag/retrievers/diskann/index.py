@@ -13,24 +13,20 @@ from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import IndexFormatError, InvalidInputError, LifecycleError
 from stream2llm_rag.retrievers.diskann import calibration as calibrating
 from stream2llm_rag.retrievers.diskann import checks
-from stream2llm_rag.retrievers.diskann.build import (
-    DOCUMENTS_FILE,
-    LABELS_FILE,
-    BuildProgress,
-    GraphParameters,
-    build_index,
-)
+from stream2llm_rag.retrievers.diskann.build import build_index
+from stream2llm_rag.retrievers.diskann.builder import BuildProgress, GraphParameters
 from stream2llm_rag.retrievers.diskann.calibration import Calibration
-from stream2llm_rag.retrievers.diskann.layout import DEFAULT_PREFIX, Array, Layout, read_layout, read_metadata
-from stream2llm_rag.retrievers.diskann.manifest import Manifest
-from stream2llm_rag.retrievers.diskann.metrics import METRICS, Metric, Space
-from stream2llm_rag.retrievers.diskann.readers import Lane, Reader, ReaderKind, SlowedLane, open_reader
+from stream2llm_rag.retrievers.diskann.layout import DEFAULT_PREFIX
+from stream2llm_rag.retrievers.diskann.metrics import Metric
+from stream2llm_rag.retrievers.diskann.opening import Contents, read_contents
+from stream2llm_rag.retrievers.diskann.readers import ReaderKind, SlowedLane, open_reader
+from stream2llm_rag.retrievers.diskann.reading import Lane, Reader
 from stream2llm_rag.retrievers.diskann.search import Search, SearchParameters
 from stream2llm_rag.retrievers.diskann.stability import Snapshot, Thresholds
-from stream2llm_rag.retrievers.diskann.store import DocumentStore
 from stream2llm_rag.retrievers.diskann.stream import SearchStream, Workers
 
-_DEFAULT_MAX_SEARCHES = 16
+_MAX_SEARCHES = 16  # of those that mostly wait for the disk
+_SEARCHES_PER_PROCESSOR = 2
 
 
 class DiskANNIndex:
@@ -48,27 +44,18 @@ class DiskANNIndex:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        layout: Layout,
-        space: Space,
-        reader: Reader,
-        *,
-        manifest: Manifest | None = None,
-        max_searches: int = _DEFAULT_MAX_SEARCHES,
-        hop_delay_s: float = 0.0,
+        self, contents: Contents, reader: Reader, *, max_searches: int | None = None, hop_delay_s: float = 0.0
     ) -> None:
-        self.directory = directory
-        self._layout = layout
-        self._space = space
+        self.directory = contents.directory
+        self._layout = contents.layout
+        self._space = contents.space
+        self._labels = contents.labels
+        self._store = contents.store
+        self._manifest = contents.manifest
         self._reader = reader
-        self._manifest = manifest
         self._hop_delay_s = hop_delay_s
-        self._labels = _read_labels(directory, manifest)
-        self._store = DocumentStore(directory / DOCUMENTS_FILE) if manifest is not None and manifest.has_documents else None
-        self._calibration = Calibration.read(directory / calibrating.FILE_NAME)
-        if reader.kind == "memory" and not hop_delay_s:  # such a search never waits: more threads than processors only contend
-            max_searches = min(max_searches, os.cpu_count() or 1)
+        self._calibration = Calibration.read(contents.directory / calibrating.FILE_NAME)
+        max_searches = max_searches or _num_searches(reader, hop_delay_s)
         hops_per_snapshot = 1 if hop_delay_s else reader.hops_per_snapshot
         self._workers = Workers(self._open_lane, self.num_points, max_searches, hops_per_snapshot)
         self._is_closed = False
@@ -124,7 +111,7 @@ class DiskANNIndex:
         metric: Metric | None = None,
         dtype: Any = None,
         reader: ReaderKind = "auto",
-        max_searches: int = _DEFAULT_MAX_SEARCHES,
+        max_searches: int | None = None,
         hop_delay_s: float = 0.0,
     ) -> Self:
         """Open an index of ours, or one that diskannpy 0.7, diskannpy-rust 0.49 or DiskANN's tools of those versions built.
@@ -132,25 +119,21 @@ class DiskANNIndex:
         Of one that is not ours the files begin with ``prefix``; ``metric`` and ``dtype`` (float32, int8 or uint8) are asked for
         where no metadata file says them. ``reader`` brings the nodes: ``"aio"`` (Linux's asynchronous reads, past the page
         cache), ``"threads"``, ``"memory"`` (the mapped file), or ``"auto"``: ``memory`` where the file is in the page cache,
-        else the first that works here. At most ``max_searches`` run at once (from memory no more than there are processors),
-        further ones wait. ``hop_delay_s`` slows each hop down:
-        what searches over a slower store look like.
+        else the first that works here. At most ``max_searches`` run at once, further ones wait; by itself one a processor
+        from memory, two by asynchronous reads (more would keep the event loop from a processor), else 16. ``hop_delay_s`` slows
+        each hop down: what searches over a slower store look like.
 
         Does one search, so that the first of yours does not wait for the compiler, and fails here where the files do not work.
         Raises IndexFormatError for files that are missing, damaged, or of another kind.
         """
-        if not 0 <= hop_delay_s < 3600 or not (isinstance(max_searches, int) and max_searches >= 1):
-            raise InvalidInputError(
-                f"max_searches is at least 1 and hop_delay_s at least 0, but {max_searches!r}, {hop_delay_s!r} came."
-            )
-        folder = Path(directory)
-        manifest = Manifest.read(folder)
-        layout = read_layout(folder, prefix=prefix, dtype=None if manifest is not None else _dtype(dtype))
-        space = _foreign_space(folder, prefix, layout, metric) if manifest is None else manifest.space
-        _require_match(layout, space, manifest)
-        opened = open_reader(layout.path, layout.geometry, reader)
+        if not 0 <= hop_delay_s < 3600:
+            raise InvalidInputError(f"hop_delay_s is from 0 to below 3600, but {hop_delay_s!r} came.")
+        if max_searches is not None and not (isinstance(max_searches, int) and max_searches >= 1):
+            raise InvalidInputError(f"max_searches is a whole number of at least 1, but {max_searches!r} came.")
+        contents = read_contents(Path(directory), prefix, metric, dtype)
+        opened = open_reader(contents.layout.path, contents.layout.geometry, reader)
         try:
-            index = cls(folder, layout, space, opened, manifest=manifest, max_searches=max_searches, hop_delay_s=hop_delay_s)
+            index = cls(contents, opened, max_searches=max_searches, hop_delay_s=hop_delay_s)
         except BaseException:
             opened.close()
             raise
@@ -244,9 +227,7 @@ class DiskANNIndex:
         fitted = []
         for complexity in complexities:
             traces = [self.trace(query, top_k=top_k, complexity=complexity, beam_width=beam_width) for query in rows]
-            thresholds = calibrating.fit(traces[::2], precision)
-            judgement = calibrating.judge(traces[1::2], thresholds)
-            fitted.append(calibrating.Row(top_k, complexity, beam_width, thresholds, judgement, len(traces[1::2])))
+            fitted.append(calibrating.fit_row(SearchParameters(top_k, complexity, beam_width), traces, precision))
         self._calibration = self._calibration.with_rows(fitted)
         self._calibration.write(self.directory / calibrating.FILE_NAME)
         return self._calibration
@@ -301,54 +282,11 @@ class DiskANNIndex:
             raise LifecycleError("This index is closed. Open it again with DiskANNIndex.open.")
 
 
-def _read_labels(directory: Path, manifest: Manifest | None) -> Array | None:
-    if manifest is None or not manifest.has_labels:
-        return None
-    path = directory / LABELS_FILE
-    try:
-        labels: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise IndexFormatError(f"{path}: it holds no ids: {error}. Build the index again.") from error
-    if labels.shape != (manifest.num_points,) or labels.dtype != np.int64:
-        raise IndexFormatError(f"{path}: {labels.dtype} {labels.shape}, but {manifest.num_points} ids belong here.")
-    return labels
-
-
-def _dtype(dtype: Any) -> np.dtype[Any] | None:
-    if dtype is None:
-        return None
-    wanted: np.dtype[Any] = np.dtype(dtype)
-    if wanted not in (np.float32, np.int8, np.uint8):
-        raise InvalidInputError(f"dtype is float32, int8 or uint8, but {dtype!r} came.")
-    return wanted
-
-
-def _foreign_space(directory: Path, prefix: str, layout: Layout, metric: Metric | None) -> Space:
-    """The metric of an index that is not ours. Only Euclidean ones, and inner products by C++, are stored in a way known
-    here.
+def _num_searches(reader: Reader, hop_delay_s: float) -> int:
+    """How many searches may run at once. Of those that compute more than they wait, more only contend for the processors, and
+    with the event loop: a loop's thread that is woken has to wait for its turn among all that are ready to run.
     """
-    metadata = read_metadata(directory, prefix, layout.writer)
-    known: dict[str, Metric] = {"l2": "l2"}
-    if layout.max_norm is not None:
-        known["mips"] = "inner_product"
-    if metadata is not None:
-        metric = known.get(metadata.metric)
-        if metric is None:
-            raise IndexFormatError(
-                f"{layout.path}: built by {layout.writer} with metric {metadata.metric!r}; known are {', '.join(known)}."
-            )
-    if metric not in known.values():
-        raise InvalidInputError(
-            f"{directory} says nothing about its metric. Write metric= one of {', '.join(known.values())} "
-            f"({', '.join(METRICS)} are for indexes that DiskANNIndex.build made)."
-        )
-    assert metric is not None
-    return Space(metric, layout.geometry.num_dims - (metric == "inner_product"), layout.max_norm or 1.0)
-
-
-def _require_match(layout: Layout, space: Space, manifest: Manifest | None) -> None:
-    geometry = layout.geometry
-    if geometry.num_dims != space.num_stored_dims or space.num_dims < 1:
-        raise IndexFormatError(f"{layout.path}: {geometry.num_dims} dimensions, but {space.num_stored_dims} belong here.")
-    if manifest is not None and manifest.num_points != geometry.num_points:
-        raise IndexFormatError(f"{layout.path}: {geometry.num_points} points, but {manifest.num_points} belong here.")
+    num_processors = os.cpu_count() or 1
+    if hop_delay_s or reader.kind == "threads":
+        return _MAX_SEARCHES
+    return min(_MAX_SEARCHES, num_processors if reader.kind == "memory" else _SEARCHES_PER_PROCESSOR * num_processors)

@@ -8,16 +8,15 @@ of each vector. Written by the Rust and the C++ DiskANN (diskannpy-rust 0.49, di
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from stream2llm_rag.errors import IndexFormatError
+from stream2llm_rag.retrievers.diskann.matrices import Array, read_bytes, read_matrix, wrong
 
 SECTOR_BYTES = 4096
 NUM_CENTERS = 256
@@ -26,7 +25,6 @@ DEFAULT_PREFIX = "ann"
 _RUST_HEADER_BYTES = 96  # Rust writes the length of its header where C++ writes the number of its fields
 _RUST_VERSION = 1
 
-Array: TypeAlias = npt.NDArray[Any]
 Writer: TypeAlias = Literal["cpp", "rust"]
 
 
@@ -98,13 +96,13 @@ def read_layout(directory: Path, *, prefix: str = DEFAULT_PREFIX, dtype: np.dtyp
     geometry = _geometry(path, header, dtype)
     for suffix, what in (("_disk.index_pq_pivots.bin", "quantised vectors"), ("_pq_pivots.bin_rotation_matrix.bin", "OPQ")):
         if (directory / f"{prefix}{suffix}").exists():
-            raise _wrong(path, f"the index has {what}, which is not supported. Build it without")
+            raise wrong(path, f"the index has {what}, which is not supported. Build it without")
     quantizer = _read_quantizer(directory / f"{prefix}_pq_pivots.bin", geometry)
     codes_path = directory / f"{prefix}_pq_compressed.bin"
-    codes = _read_matrix(codes_path, np.uint8, whole_file=True)
+    codes = read_matrix(codes_path, np.uint8, whole_file=True)
     expected = (geometry.num_points, len(quantizer.chunks) - 1)
     if codes.shape != expected:
-        raise _wrong(
+        raise wrong(
             codes_path, f"{codes.shape[0]} codes of {codes.shape[1]} bytes, but {expected[0]} of {expected[1]} belong here"
         )
     starts, start_vectors = _read_starts(path, geometry, header.medoid)
@@ -116,9 +114,9 @@ def read_metadata(directory: Path, prefix: str, writer: Writer) -> Metadata | No
     path = directory / f"{prefix}_metadata.bin"
     if not path.exists():
         return None
-    numbers = np.frombuffer(_read(path, 0, None), np.uint64) if path.stat().st_size == 32 else np.empty(0, np.uint64)
+    numbers = np.frombuffer(read_bytes(path, 0, None), np.uint64) if path.stat().st_size == 32 else np.empty(0, np.uint64)
     if len(numbers) != 4 or numbers[0] >= len(_DTYPES) or numbers[1] >= len(_METRICS[writer]):
-        raise _wrong(path, "it does not hold a type, a metric, a number of points and one of dimensions, as known here")
+        raise wrong(path, "it does not hold a type, a metric, a number of points and one of dimensions, as known here")
     return Metadata(np.dtype(_DTYPES[int(numbers[0])]), _METRICS[writer][int(numbers[1])])
 
 
@@ -138,40 +136,38 @@ def _read_header(path: Path) -> tuple[_Header, Writer]:
             f"There is no index: {path} is missing. Build one with DiskANNIndex.build, or name the folder "
             "(and the prefix) of one."
         )
-    num_fields, num_columns = struct.unpack("<II", _read(path, 0, 8))
+    num_fields, num_columns = struct.unpack("<II", read_bytes(path, 0, 8))
     if num_columns != 1 or num_fields not in (9, 12, _RUST_HEADER_BYTES):
-        raise _wrong(path, f"it starts with {num_fields} x {num_columns}, which is no header of DiskANN's disk indexes")
+        raise wrong(path, f"it starts with {num_fields} x {num_columns}, which is no header of DiskANN's disk indexes")
     is_rust = num_fields == _RUST_HEADER_BYTES
-    fields = [int(number) for number in np.frombuffer(_read(path, 8, 8 * (12 if is_rust else num_fields)), "<u8")]
+    fields = [int(number) for number in np.frombuffer(read_bytes(path, 8, 8 * (12 if is_rust else num_fields)), "<u8")]
     num_points, num_dims, medoid, node_bytes, nodes_per_sector, num_frozen, _, has_reorder_data = fields[:8]
     file_bytes = fields[8] if is_rust else fields[-1]
     if num_frozen or has_reorder_data:
-        raise _wrong(path, "frozen points and reorder data are not supported")
+        raise wrong(path, "frozen points and reorder data are not supported")
     if is_rust and (fields[9] != 0 or fields[10] != SECTOR_BYTES or fields[11] != _RUST_VERSION):
-        raise _wrong(
-            path, f"associated data {fields[9]}, sector {fields[10]} and version {fields[11]}; 0, 4096 and 1 are known"
-        )
+        raise wrong(path, f"associated data {fields[9]}, sector {fields[10]} and version {fields[11]}; 0, 4096 and 1 are known")
     if (actual := path.stat().st_size) != file_bytes:
-        raise _wrong(path, f"it has {actual} bytes, and its header says {file_bytes}: it is cut off, or from another index")
+        raise wrong(path, f"it has {actual} bytes, and its header says {file_bytes}: it is cut off, or from another index")
     return _Header(num_points, num_dims, medoid, node_bytes, nodes_per_sector, file_bytes), "rust" if is_rust else "cpp"
 
 
 def _geometry(path: Path, header: _Header, dtype: np.dtype[Any]) -> Geometry:
     if not (0 < header.num_points < 2**32 and 0 < header.num_dims < 2**16 and header.medoid < header.num_points):
-        raise _wrong(path, f"{header.num_points} points of {header.num_dims} dimensions, search starting at {header.medoid}")
+        raise wrong(path, f"{header.num_points} points of {header.num_dims} dimensions, search starting at {header.medoid}")
     vector_bytes = header.num_dims * dtype.itemsize
     max_degree = (header.node_bytes - vector_bytes) // 4 - 1
     if not 1 <= max_degree <= MAX_DEGREE or header.node_bytes != vector_bytes + 4 + 4 * max_degree:
-        raise _wrong(path, f"nodes of {header.node_bytes} bytes do not hold {header.num_dims} values of {dtype} and neighbours")
+        raise wrong(path, f"nodes of {header.node_bytes} bytes do not hold {header.num_dims} values of {dtype} and neighbours")
     nodes_per_sector = SECTOR_BYTES // header.node_bytes
     if header.nodes_per_sector != nodes_per_sector:
-        raise _wrong(
+        raise wrong(
             path, f"{header.nodes_per_sector} nodes in a sector, but {nodes_per_sector} of {header.node_bytes} bytes fit"
         )
     sectors_per_node = 1 if nodes_per_sector else -(-header.node_bytes // SECTOR_BYTES)
     num_sectors = -(-header.num_points // nodes_per_sector) if nodes_per_sector else header.num_points * sectors_per_node
     if header.file_bytes != (1 + num_sectors) * SECTOR_BYTES:
-        raise _wrong(
+        raise wrong(
             path, f"{header.num_points} nodes take {num_sectors} sectors and the header one, not {header.file_bytes} bytes"
         )
     element_bytes = -1 if dtype == np.int8 else dtype.itemsize
@@ -188,18 +184,18 @@ def _geometry(path: Path, header: _Header, dtype: np.dtype[Any]) -> Geometry:
 
 
 def _read_quantizer(path: Path, geometry: Geometry) -> Quantizer:
-    offsets = _read_matrix(path, np.uint64)[:, :1].ravel()
+    offsets = read_matrix(path, np.uint64)[:, :1].ravel()
     if len(offsets) not in (4, 5):
-        raise _wrong(path, f"{len(offsets)} sections, but 4 or 5 belong here")
-    centers = _read_matrix(path, np.float32, int(offsets[0]))
-    mean = _read_matrix(path, np.float32, int(offsets[1])).ravel()
-    chunks = _read_matrix(path, np.uint32, int(offsets[-2])).ravel().astype(np.int64)
+        raise wrong(path, f"{len(offsets)} sections, but 4 or 5 belong here")
+    centers = read_matrix(path, np.float32, int(offsets[0]))
+    mean = read_matrix(path, np.float32, int(offsets[1])).ravel()
+    chunks = read_matrix(path, np.uint32, int(offsets[-2])).ravel().astype(np.int64)
     if centers.shape != (NUM_CENTERS, geometry.num_dims) or mean.shape != (geometry.num_dims,):
-        raise _wrong(path, f"centres {centers.shape} and mean {mean.shape} do not fit {geometry.num_dims} dimensions")
+        raise wrong(path, f"centres {centers.shape} and mean {mean.shape} do not fit {geometry.num_dims} dimensions")
     if len(chunks) < 2 or chunks[0] != 0 or chunks[-1] != geometry.num_dims or (np.diff(chunks) <= 0).any():
-        raise _wrong(path, f"its chunks {chunks[:8].tolist()}... do not divide {geometry.num_dims} dimensions")
+        raise wrong(path, f"its chunks {chunks[:8].tolist()}... do not divide {geometry.num_dims} dimensions")
     if not (np.isfinite(centers).all() and np.isfinite(mean).all()):
-        raise _wrong(path, "a centre or the mean is not finite")
+        raise wrong(path, "a centre or the mean is not finite")
     return Quantizer(np.ascontiguousarray(centers.T), mean, chunks)
 
 
@@ -209,10 +205,10 @@ def _read_starts(path: Path, geometry: Geometry, medoid: int) -> tuple[Array, Ar
     vectors_path = path.with_name(f"{path.name}_centroids.bin")
     if not (medoids_path.exists() and vectors_path.exists()):
         return np.array([medoid], np.int64), np.zeros((1, geometry.num_dims), np.float32)
-    starts = _read_matrix(medoids_path, np.uint32, whole_file=True).ravel().astype(np.int64)
-    vectors = _read_matrix(vectors_path, np.float32, whole_file=True)
+    starts = read_matrix(medoids_path, np.uint32, whole_file=True).ravel().astype(np.int64)
+    vectors = read_matrix(vectors_path, np.float32, whole_file=True)
     if len(starts) == 0 or vectors.shape != (len(starts), geometry.num_dims) or starts.max() >= geometry.num_points:
-        raise _wrong(medoids_path, f"{len(starts)} nodes to start from, with vectors {vectors.shape}")
+        raise wrong(medoids_path, f"{len(starts)} nodes to start from, with vectors {vectors.shape}")
     return starts, vectors
 
 
@@ -220,35 +216,7 @@ def _read_max_norm(path: Path) -> float | None:
     norm_path = path.with_name(f"{path.name}_max_base_norm.bin")
     if not norm_path.exists():
         return None
-    norm = _read_matrix(norm_path, np.float32, whole_file=True)
+    norm = read_matrix(norm_path, np.float32, whole_file=True)
     if norm.shape != (1, 1) or not 0 < norm[0, 0] < np.inf:
-        raise _wrong(norm_path, "it does not hold one norm above 0")
+        raise wrong(norm_path, "it does not hold one norm above 0")
     return float(norm[0, 0])
-
-
-def _read_matrix(path: Path, dtype: Any, offset: int = 0, *, whole_file: bool = False) -> Array:
-    """A matrix in DiskANN's way: u32 rows, u32 columns, then the values by row."""
-    num_rows, num_columns = struct.unpack("<II", _read(path, offset, 8))
-    num_bytes = num_rows * num_columns * np.dtype(dtype).itemsize
-    if whole_file and path.stat().st_size != 8 + num_bytes:
-        raise _wrong(path, f"{num_rows} x {num_columns} values take {8 + num_bytes} bytes, and it has {path.stat().st_size}")
-    values = np.frombuffer(_read(path, offset + 8, num_bytes), dtype)
-    return values.reshape(num_rows, num_columns).copy()
-
-
-def _read(path: Path, offset: int, num_bytes: int | None) -> bytes:
-    """Bytes of a file; IndexFormatError where it has fewer, or cannot be read."""
-    try:
-        size = os.stat(path).st_size
-        wanted = size - offset if num_bytes is None else num_bytes
-        if offset + wanted > size:
-            raise _wrong(path, f"{offset + wanted} bytes belong here, but it has {size}: it is cut off")
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(wanted)
-    except OSError as error:
-        raise _wrong(path, f"it cannot be read: {error.strerror}") from error
-
-
-def _wrong(path: Path, what: str) -> IndexFormatError:
-    return IndexFormatError(f"{path}: {what}.")

@@ -10,63 +10,28 @@ import ctypes
 import logging
 import mmap
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from stream2llm_rag.errors import InvalidInputError, RetrievalError
 from stream2llm_rag.retrievers.diskann import kernels
-from stream2llm_rag.retrievers.diskann.kernels import Requests, State
-from stream2llm_rag.retrievers.diskann.layout import SECTOR_BYTES, Array, Geometry
+from stream2llm_rag.retrievers.diskann.aio import AioReader
+from stream2llm_rag.retrievers.diskann.layout import SECTOR_BYTES, Geometry
+from stream2llm_rag.retrievers.diskann.reading import Lane, Reader, aligned_buffer, map_file, open_directly
+from stream2llm_rag.retrievers.diskann.state import ERROR, ERROR_NODE, READ_SHORT, State
 
 logger = logging.getLogger(__name__)
 
 ReaderKind: TypeAlias = Literal["auto", "aio", "threads", "memory"]
 READER_KINDS: tuple[ReaderKind, ...] = get_args(ReaderKind)
 
-MAX_BEAM_WIDTH = 64
 _RESIDENT_SHARE = 0.99
 _NUM_IO_THREADS = 16
-
-
-class _SystemCalls:
-    """Numbers of ``io_setup``, ``io_destroy``, ``io_getevents`` and ``io_submit`` (asm/unistd.h)."""
-
-    x86_64 = (206, 207, 208, 209)
-    aarch64 = (0, 1, 4, 2)
-
-
-class Lane(Protocol):
-    """What one search reads through; used by one thread at a time."""
-
-    def advance(self, state: State, num_hops: int) -> None:
-        """Do up to ``num_hops`` hops, fewer where the search ends. What goes wrong is noted in ``state``."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what is under way, and free what the lane holds."""
-        ...
-
-
-class Reader(Protocol):
-    """The file of one index. ``hops_per_snapshot``: a snapshot takes 15 microseconds, which is to be little beside the hops."""
-
-    kind: str
-    hops_per_snapshot: int
-
-    def open_lane(self) -> Lane:
-        """A lane for one more search at a time. RetrievalError where the system refuses it."""
-        ...
-
-    def close(self) -> None:
-        """Close the file; all lanes are closed by then."""
-        ...
 
 
 def open_reader(path: Path, geometry: Geometry, kind: ReaderKind) -> Reader:
@@ -93,18 +58,12 @@ def resident_share(path: Path) -> float:
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "mincore"):
         return 0.0
-    view = _map(path)
+    view = map_file(path)
     pages = (ctypes.c_ubyte * -(-len(view) // mmap.PAGESIZE))()
     address = ctypes.c_void_p(view.ctypes.data)
     if libc.mincore(address, ctypes.c_size_t(len(view)), pages) != 0:
         return 0.0
     return float(np.mean(np.frombuffer(bytes(pages), np.uint8) & 1))
-
-
-def _map(path: Path) -> Array:
-    """The bytes of a file, u8[file size], for reading. Unmapped with the last reference to them."""
-    with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 class MemoryReader:
@@ -118,7 +77,7 @@ class MemoryReader:
 
     def __init__(self, path: Path, geometry: Geometry) -> None:
         self._geometry = geometry
-        self._file = _map(path)
+        self._file = map_file(path)
 
     def open_lane(self) -> Lane:
         """A lane holds nothing of its own."""
@@ -132,63 +91,6 @@ class MemoryReader:
         """The mapping goes with the last search that uses it."""
 
 
-class AioReader:
-    """Reads by ``io_submit(2)`` past the page cache, all nodes of a beam at once. Linux on x86-64 and aarch64."""
-
-    kind = "aio"
-    hops_per_snapshot = 2
-
-    def __init__(self, path: Path, geometry: Geometry) -> None:
-        calls = getattr(_SystemCalls, platform.machine(), None)
-        if not sys.platform.startswith("linux") or calls is None:
-            raise RetrievalError(
-                f"Asynchronous reads are not known on {sys.platform} {platform.machine()}. Write reader='threads'."
-            )
-        self._calls = calls
-        self._geometry = geometry
-        self._file = _open_directly(path)
-        try:
-            self.open_lane().close()
-        except RetrievalError:
-            self.close()
-            raise
-
-    def open_lane(self) -> Lane:
-        """A context of the kernel's, and a buffer."""
-        return _AioLane(self._geometry, self._file, self._calls)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-
-
-class _AioLane:
-    def __init__(self, geometry: Geometry, file: int, calls: tuple[int, int, int, int]) -> None:
-        setup, self._destroy, getevents, submit = calls
-        self._geometry = geometry
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        context = ctypes.c_ulong(0)
-        if self._libc.syscall(ctypes.c_long(setup), ctypes.c_long(MAX_BEAM_WIDTH), ctypes.byref(context)) != 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise RetrievalError(f"io_setup failed: {reason}. Write reader='threads', or raise /proc/sys/fs/aio-max-nr.")
-        self._context: int | None = context.value
-        buffer = _aligned_buffer(geometry)
-        iocbs = np.zeros((MAX_BEAM_WIDTH, 8), np.int64)
-        pointers = iocbs.ctypes.data + 64 * np.arange(MAX_BEAM_WIDTH, dtype=np.int64)
-        events = np.zeros((MAX_BEAM_WIDTH, 4), np.int64)
-        address = buffer.ctypes.data
-        self._requests = Requests(file, context.value, submit, getevents, buffer, address, iocbs, pointers, events)
-
-    def advance(self, state: State, num_hops: int) -> None:
-        kernels.hop_by_requests(self._geometry, state, self._requests, num_hops)
-
-    def close(self) -> None:
-        """``io_destroy(2)`` waits for reads that are under way; only then may the buffer go."""
-        if self._context is not None:
-            self._libc.syscall(ctypes.c_long(self._destroy), ctypes.c_ulong(self._context))
-            self._context = None
-
-
 class ThreadReader:
     """Reads by ``preadv(2)`` in threads, past the page cache where the file system allows it."""
 
@@ -197,7 +99,7 @@ class ThreadReader:
 
     def __init__(self, path: Path, geometry: Geometry) -> None:
         self._geometry = geometry
-        self._file = _open_directly(path)
+        self._file = open_directly(path)
         self._threads = ThreadPoolExecutor(_NUM_IO_THREADS, "diskann-read")
 
     def open_lane(self) -> Lane:
@@ -215,7 +117,7 @@ class _ThreadLane:
         self._geometry = geometry
         self._file = file
         self._threads = threads
-        self._buffer = _aligned_buffer(geometry)
+        self._buffer = aligned_buffer(geometry)
 
     def advance(self, state: State, num_hops: int) -> None:
         while num_hops > 0 and not kernels.is_done(state):
@@ -223,8 +125,8 @@ class _ThreadLane:
             num_beam = kernels.take_beam(state)
             lengths = list(self._threads.map(self._read, range(num_beam), state.beam_ids[:num_beam]))
             if any(length != self._stride for length in lengths):
-                state.counters[kernels.ERROR] = kernels.READ_SHORT
-                state.counters[kernels.ERROR_NODE] = state.beam_ids[0]
+                state.counters[ERROR] = READ_SHORT
+                state.counters[ERROR_NODE] = state.beam_ids[0]
                 return
             kernels.expand_beam(self._geometry, state, self._buffer)
 
@@ -260,16 +162,3 @@ class SlowedLane:
     def close(self) -> None:
         """Close the lane."""
         self._lane.close()
-
-
-def _open_directly(path: Path) -> int:
-    """Open a file past the page cache, or through it where the file system (tmpfs, say) has no other way."""
-    try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-    except OSError:
-        return os.open(path, os.O_RDONLY)
-
-
-def _aligned_buffer(geometry: Geometry) -> Array:
-    """Room for the widest beam, u8[MAX_BEAM_WIDTH * sectors * 4096], from the start of a page on."""
-    return np.frombuffer(mmap.mmap(-1, MAX_BEAM_WIDTH * geometry.sectors_per_node * SECTOR_BYTES), np.uint8)

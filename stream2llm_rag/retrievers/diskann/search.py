@@ -9,21 +9,23 @@ import numpy as np
 
 from stream2llm_rag.errors import IndexFormatError, InvalidInputError, RetrievalError
 from stream2llm_rag.retrievers.diskann import kernels
-from stream2llm_rag.retrievers.diskann.kernels import State
-from stream2llm_rag.retrievers.diskann.layout import NUM_CENTERS, Array, Layout
+from stream2llm_rag.retrievers.diskann import state as states
+from stream2llm_rag.retrievers.diskann.layout import NUM_CENTERS, Layout
+from stream2llm_rag.retrievers.diskann.matrices import Array
 from stream2llm_rag.retrievers.diskann.metrics import PreparedQuery, Space
-from stream2llm_rag.retrievers.diskann.readers import MAX_BEAM_WIDTH, Lane
+from stream2llm_rag.retrievers.diskann.reading import MAX_BEAM_WIDTH, Lane
 from stream2llm_rag.retrievers.diskann.stability import Snapshot
+from stream2llm_rag.retrievers.diskann.state import State
 
 MAX_COMPLEXITY = 100_000
 _MAX_EPOCH = 2**32 - 1
 _ALL_HOPS = 2**62
 
 _DAMAGE = {
-    kernels.DEGREE_WRONG: "node {node} says that it has more neighbours than a node can have",
-    kernels.NEIGHBOUR_WRONG: "node {node} has a neighbour that is not in the index",
-    kernels.NOT_FINITE: "the vector of node {node} is not finite",
-    kernels.READ_SHORT: "node {node} could not be read in full",
+    states.DEGREE_WRONG: "node {node} says that it has more neighbours than a node can have",
+    states.NEIGHBOUR_WRONG: "node {node} has a neighbour that is not in the index",
+    states.NOT_FINITE: "the vector of node {node} is not finite",
+    states.READ_SHORT: "node {node} could not be read in full",
 }
 
 
@@ -120,8 +122,8 @@ class Search:
         num_candidates, top_k, beam_width = parameters.complexity, parameters.top_k, parameters.beam_width
         table = np.empty((len(quantizer.chunks) - 1, NUM_CENTERS), np.float32)
         kernels.fill_table(table, self._query.vector - quantizer.mean, quantizer.centers, quantizer.chunks)
-        counters = np.zeros(kernels.NUM_COUNTERS, np.int64)
-        counters[kernels.EPOCH] = workspace.next_epoch()
+        counters = np.zeros(states.NUM_COUNTERS, np.int64)
+        counters[states.EPOCH] = workspace.next_epoch()
         state = State(
             np.zeros(num_candidates, np.int64),
             np.zeros(num_candidates, np.float32),
@@ -150,7 +152,7 @@ class Search:
 
     def _snapshot(self, state: State) -> Snapshot:
         counters = state.counters
-        num_top, num_hops, num_reads = (int(counters[i]) for i in (kernels.NUM_TOP, kernels.NUM_HOPS, kernels.NUM_READS))
+        num_top, num_hops, num_reads = (int(counters[i]) for i in (states.NUM_TOP, states.NUM_HOPS, states.NUM_READS))
         is_final = bool(kernels.is_done(state))
         expected = np.empty(self._parameters.top_k, np.float64)
         kernels.expected_overtakers(state, expected)
@@ -169,7 +171,7 @@ class Search:
         )
 
     def _raise_error(self, state: State) -> None:
-        error, node = int(state.counters[kernels.ERROR]), int(state.counters[kernels.ERROR_NODE])
+        error, node = int(state.counters[states.ERROR]), int(state.counters[states.ERROR_NODE])
         if error in _DAMAGE:
             words = _DAMAGE[error].format(node=node)
             raise IndexFormatError(f"{self._layout.path}: {words}. The file is damaged: build the index again.")

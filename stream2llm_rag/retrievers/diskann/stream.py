@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 from stream2llm_rag.errors import LifecycleError
-from stream2llm_rag.retrievers.diskann.readers import Lane
+from stream2llm_rag.retrievers.diskann.reading import Lane
 from stream2llm_rag.retrievers.diskann.search import Search, Workspace
 from stream2llm_rag.retrievers.diskann.stability import Snapshot
 

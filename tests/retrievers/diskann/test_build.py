@@ -15,7 +15,7 @@ import pytest
 from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import IndexBuildError, InvalidInputError
 from stream2llm_rag.retrievers.diskann import BuildProgress, DiskANNIndex, GraphParameters, checks
-from stream2llm_rag.retrievers.diskann import build as building
+from stream2llm_rag.retrievers.diskann import builder as building
 
 from .conftest import GRAPH, Built, clustered
 
@@ -119,8 +119,8 @@ KILLED = """
 import sys
 from pathlib import Path
 import numpy as np
-from stream2llm_rag.retrievers.diskann import build
-build._SCRIPT = Path(sys.argv[2])
+from stream2llm_rag.retrievers.diskann import build, builder
+builder._SCRIPT = Path(sys.argv[2])
 build.build_index(np.ones((9, 3)), Path(sys.argv[1]))
 """
 
