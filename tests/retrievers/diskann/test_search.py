@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from stream2llm_rag.errors import InvalidInputError, LifecycleError
 from stream2llm_rag.retrievers.diskann import DiskANNIndex
+from stream2llm_rag.retrievers.diskann import index as indexing
 from stream2llm_rag.retrievers.diskann.metrics import METRICS, Space
 from stream2llm_rag.retrievers.diskann.readers import open_reader, resident_share
 from stream2llm_rag.retrievers.diskann.search import SearchParameters, Workspace
@@ -111,6 +112,36 @@ def test_the_reader_is_chosen_by_whether_the_file_is_in_memory(built: Built) -> 
         assert index.reader == "memory"
     with pytest.raises(InvalidInputError, match="reader is one of"):
         open_reader(path, index._layout.geometry, "disk")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("reader", "hop_delay_s", "number"), [("memory", 0.0, 3), ("aio", 0.0, 6), ("threads", 0.0, 16), ("memory", 0.1, 16)]
+)
+def test_searches_that_compute_are_bounded_by_the_processors(
+    monkeypatch: pytest.MonkeyPatch, reader: str, hop_delay_s: float, number: int
+) -> None:
+    class Kind:
+        kind = reader
+
+    monkeypatch.setattr(indexing.os, "cpu_count", lambda: 3)
+    assert indexing._num_searches(Kind(), hop_delay_s) == number  # type: ignore[arg-type]
+    monkeypatch.setattr(indexing.os, "cpu_count", lambda: 64)
+    assert indexing._num_searches(Kind(), hop_delay_s) == 16  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_searches": 0}, "max_searches is a whole number of at least 1, but 0"),
+        ({"max_searches": 1.5}, "max_searches"),
+        ({"hop_delay_s": -1}, "hop_delay_s is from 0"),
+        ({"hop_delay_s": float("nan")}, "hop_delay_s"),
+        ({"reader": "disk"}, "reader is one of"),
+    ],
+)
+def test_what_an_index_cannot_be_opened_with_is_refused(built: Built, settings: Any, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        DiskANNIndex.open(built.directory, **settings)
 
 
 @pytest.mark.parametrize("num_dims", [1, 3, 1100])
