@@ -28,7 +28,7 @@ class Workers:
         self._threads = ThreadPoolExecutor(max_searches, "diskann-search")
         self._idle: list[Workspace] = []
         self._searches: set[Search] = set()
-        self._turn = threading.Lock()
+        self._turn = threading.Condition()  # notified when a search ends
         self._is_closed = False
 
     def submit(self, search: Search, take: Callable[[Snapshot], None]) -> Future[None]:
@@ -56,6 +56,8 @@ class Workers:
             for search in self._searches:
                 search.stop()
         self._threads.shutdown(cancel_futures=True)
+        with self._turn:  # those in threads of their callers still read
+            self._turn.wait_for(lambda: not self._searches)
         for workspace in self._idle:
             workspace.lane.close()
         self._idle.clear()
@@ -72,10 +74,10 @@ class Workers:
             yield workspace
         except BaseException:
             workspace.lane.close()  # it may still have reads under way
-            with self._turn:
-                self._searches.discard(search)
+            self._end(search)
             raise
-        self._give_back(search, workspace)
+        self._give_back(workspace)
+        self._end(search)
 
     def _take(self, search: Search) -> Workspace:
         with self._turn:
@@ -85,17 +87,20 @@ class Workers:
         try:
             return workspace or Workspace(self._open_lane(), self._num_points)
         except BaseException:
-            with self._turn:
-                self._searches.discard(search)
+            self._end(search)
             raise
 
-    def _give_back(self, search: Search, workspace: Workspace) -> None:
+    def _give_back(self, workspace: Workspace) -> None:
         with self._turn:
-            self._searches.discard(search)
             if not self._is_closed:
                 self._idle.append(workspace)
                 return
         workspace.lane.close()
+
+    def _end(self, search: Search) -> None:
+        with self._turn:
+            self._searches.discard(search)
+            self._turn.notify_all()
 
     def _require_open(self) -> None:
         if self._is_closed:

@@ -23,6 +23,7 @@ class Held:
     def __init__(self) -> None:
         self.steps = threading.Semaphore(0)
         self.waiting = threading.Semaphore(0)
+        self.closed = threading.Event()
 
     def sleep(self, _: float) -> None:
         self.waiting.release()
@@ -89,10 +90,11 @@ async def test_a_search_that_is_closed_ends_between_two_hops_and_frees_its_place
     await third.aclose()
     assert third._future.cancelled()
     closing = asyncio.create_task(first.aclose())
-    gate.steps.release(2)
+    while not first._search.is_stopped:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0)
+    gate.steps.release(1000)
     await closing
     assert await collect(first) == []
-    gate.steps.release(1000)
     assert (await collect(second))[-1].is_final
     await asyncio.wrap_future(second._future)
     assert not index._workers._searches
@@ -104,7 +106,7 @@ async def test_closing_the_index_ends_its_searches(held: tuple[DiskANNIndex, Hel
     for _ in range(2):
         await asyncio.to_thread(gate.waiting.acquire)
     closing = asyncio.create_task(asyncio.to_thread(index.close))
-    while not index._workers._is_closed:  # noqa: ASYNC110 - nobody tells when the closing begins
+    while not all(search.is_stopped for search in list(index._workers._searches)):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0)
     gate.steps.release(2)
     await closing
@@ -113,6 +115,31 @@ async def test_closing_the_index_ends_its_searches(held: tuple[DiskANNIndex, Hel
             await collect(stream)
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+
+
+async def test_the_file_is_closed_only_after_the_last_search_in_a_thread_of_its_caller(
+    held: tuple[DiskANNIndex, Held], built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, gate = held
+    events: list[str] = []
+
+    def search() -> None:
+        with pytest.raises(LifecycleError, match="closed during the search"):
+            index.nearest(built.queries[0])
+        events.append("search ended")
+
+    close_reader = index._reader.close
+    monkeypatch.setattr(index._reader, "close", lambda: (gate.closed.set(), close_reader()))
+    searching = asyncio.create_task(asyncio.to_thread(search))
+    await asyncio.to_thread(gate.waiting.acquire)
+    closing = asyncio.create_task(asyncio.to_thread(index.close))
+    while not all(search.is_stopped for search in list(index._workers._searches)):  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0)
+    assert not await asyncio.to_thread(gate.closed.wait, 0.1)  # it waits for the search
+    gate.steps.release(1)
+    await asyncio.gather(searching, closing)
+    assert events == ["search ended"]
+    assert gate.closed.is_set()
 
 
 async def test_damage_that_a_search_meets_is_raised_for_its_reader(copied: Built) -> None:
