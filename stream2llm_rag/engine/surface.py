@@ -74,6 +74,13 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
     },
     ("vllm.v1.engine.output_processor", "RequestOutputCollector"): {"get": "", "get_nowait": ""},
     ("vllm.config", "ModelConfig"): {"get_vocab_size": ""},
+    ("vllm.tool_parsers", "ToolParserManager"): {"get_tool_parser": "name"},
+    ("vllm.tool_parsers", "ToolParser"): {
+        "__init__": "tokenizer, tools",
+        "extract_tool_calls_streaming": (
+            "previous_text, current_text, delta_text, previous_token_ids, current_token_ids, delta_token_ids, request"
+        ),
+    },
 }
 """Methods by class, each with its leading parameters and, behind ``*``, those that are passed by name."""
 
@@ -114,6 +121,11 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.config", "ParallelConfig"): "data_parallel_backend",
     ("vllm.sampling_params", "SamplingParams"): "extra_args sampling_type",
     ("vllm.sampling_params", "SamplingType"): "RANDOM_SEED",
+    ("vllm.entrypoints.generate.base.protocol", "DeltaMessage"): "content tool_calls",
+    ("vllm.entrypoints.generate.base.protocol", "DeltaToolCall"): "function id index",
+    ("vllm.entrypoints.generate.base.protocol", "DeltaFunctionCall"): "arguments name",
+    ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest"): "messages model tool_choice tools",
+    ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionToolsParam"): "function",
 }
 """Attributes, properties and enumeration members by class."""
 

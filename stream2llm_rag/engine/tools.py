@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream2llm_rag.engine.session import OutputDelta
-from stream2llm_rag.errors import InvalidInputError, MissingExtraError, UnsupportedError
+from stream2llm_rag.errors import InvalidInputError, MissingExtraError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class ToolCallReader:
     OpenAI's format.
 
     The answer has to come with ``skip_special_tokens=False``, as many models mark a call by special tokens. Raises
-    :class:`InvalidInputError` for a parser that vLLM does not have, and :class:`UnsupportedError` where it has none as we know
-    them.
+    :class:`InvalidInputError` for a parser that vLLM does not have. Whether vLLM's parsers are as they are used here is checked
+    when an engine starts (:mod:`stream2llm_rag.engine.surface`).
     """
 
     def __init__(self, name: str, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
@@ -45,9 +45,7 @@ class ToolCallReader:
         except ImportError as error:
             if importlib.util.find_spec("vllm") is None:
                 raise MissingExtraError("vLLM, which reads tool calls,", "vllm") from error
-            raise UnsupportedError(
-                f"this version of vLLM has its tool parsers elsewhere: {error}. Force calls instead."
-            ) from error
+            raise
         try:
             parser = ToolParserManager.get_tool_parser(name)
         except KeyError as error:

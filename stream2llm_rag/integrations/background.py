@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
+import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -16,13 +16,12 @@ import anyio.to_thread
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, UnsupportedError
 from stream2llm_rag.integrations.crossing import Producer, Transfer
+from stream2llm_rag.integrations.guests import Guest
 from stream2llm_rag.integrations.hosting import HostedRetriever
 from stream2llm_rag.integrations.streams import LoopStream, ThreadStream
 from stream2llm_rag.main_guard import refuse_unguarded_start
 from stream2llm_rag.pipeline import Engine
 from stream2llm_rag.retrievers.base import StreamingRetriever
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -43,7 +42,8 @@ class BackgroundEngine:
     notebook write ``engine = BackgroundEngine(...).open()``. Closing ends what is under way, for which its readers get
     :class:`LifecycleError`. One that nobody closed is closed when the interpreter exits.
 
-    Everything may be called from any thread. It cannot be pickled or copied to another process.
+    Everything may be called from any thread. It cannot be pickled or copied to another process: in one that was forked it raises
+    :class:`LifecycleError`.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -51,9 +51,10 @@ class BackgroundEngine:
             raise InvalidInputError(f"an engine is needed, such as Stream2LLMEngine('model'), but {engine!r} came.")
         self._engine = engine
         self._lock = threading.Lock()
+        self._process_id: int | None = None
         self._state = "not opened yet"
         self._transfers: set[Transfer[Any]] = set()
-        self._guests: list[_Guest] = []
+        self._guests: list[Guest] = []
         self._loop: asyncio.AbstractEventLoop  # made with the thread, for both have to be ended
         self._thread = threading.Thread(target=self._serve, name="stream2llm-loop", daemon=True)
 
@@ -70,6 +71,8 @@ class BackgroundEngine:
 
     def close(self) -> None:
         """End everything: what is under way, what was hosted, the engine, the loop. Calling it again does nothing."""
+        if self._is_forked:
+            return  # a fork has no thread that could close anything, and nothing of its own to close
         if threading.current_thread() is self._thread:
             raise LifecycleError("an engine cannot be closed from its own loop, which the close would wait for.")
         with self._lock:
@@ -90,10 +93,14 @@ class BackgroundEngine:
 
         What comes back can be used from everywhere, whichever loop or thread asks.
         """
+        if not isinstance(resource, AbstractAsyncContextManager):
+            raise InvalidInputError(
+                f"only what needs `async with` is hosted, which {type(resource).__name__} does not. Pass it on as it is."
+            )
         retriever = self.enter(resource)
         if not isinstance(retriever, StreamingRetriever):
             raise InvalidInputError(f"a retriever has a method stream(query), {type(retriever).__name__} has none.")
-        return HostedRetriever(retriever, self._loop)
+        return HostedRetriever(retriever, self._loop, self._start)
 
     def iterate(self, produce: Producer[T]) -> ThreadStream[T]:
         """Start ``produce`` on the engine's loop; its items, for a thread. LifecycleError on the engine's own loop."""
@@ -150,6 +157,7 @@ class BackgroundEngine:
             if self._state != "not opened yet":
                 raise LifecycleError(f"this engine is {self._state}. Make a new one: an engine is opened once.")
             self._state = "starting"
+            self._process_id = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread.start()
 
@@ -188,7 +196,7 @@ class BackgroundEngine:
 
     def _enter(self, resource: AbstractAsyncContextManager[T]) -> Future[T]:
         """Have a task of its own keep ``resource`` open: what it enters it has to leave in the same task."""
-        guest = _Guest()
+        guest = Guest()
         self._guests.append(guest)
         opened: Future[T] = Future()
         self._loop.call_soon_threadsafe(guest.start, resource, opened)
@@ -202,33 +210,12 @@ class BackgroundEngine:
         while self._guests:
             await self._guests.pop().end()  # last come, first gone: the engine goes last
 
+    @property
+    def _is_forked(self) -> bool:
+        return self._process_id not in (None, os.getpid())
+
     def _check(self) -> None:
+        if self._is_forked:
+            raise LifecycleError("this engine belongs to the process that this one was forked from. Open one in this process.")
         if self._state != "open":
             raise LifecycleError(f"this engine is {self._state}. Use it inside: with BackgroundEngine(...) as engine.")
-
-
-class _Guest:
-    """A task that keeps one resource open until it is told to end."""
-
-    def __init__(self) -> None:
-        self._is_over = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, resource: AbstractAsyncContextManager[T], opened: Future[T]) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._keep(resource, opened))
-
-    async def end(self) -> None:
-        self._is_over.set()
-        if self._task is not None:
-            await asyncio.wait([self._task])
-
-    async def _keep(self, resource: AbstractAsyncContextManager[T], opened: Future[T]) -> None:
-        try:
-            async with resource as value:
-                opened.set_result(value)
-                await self._is_over.wait()
-        except Exception as error:
-            if opened.done():
-                logger.exception("%s failed to close", type(resource).__name__)
-            else:
-                opened.set_exception(error)

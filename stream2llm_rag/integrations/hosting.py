@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from stream2llm_rag.documents import ContextDelta
-from stream2llm_rag.integrations.crossing import Outlet, closing, forward
+from stream2llm_rag.integrations.crossing import Outlet, Transfer, closing, forward
 from stream2llm_rag.integrations.streams import LoopStream, ThreadStream, run_on_new_loop
 from stream2llm_rag.retrievers.base import StreamingRetriever
 
@@ -15,23 +15,30 @@ T = TypeVar("T")
 
 
 class HostedRetriever:
-    """A retriever that runs on ``loop``, whoever reads it."""
+    """A retriever that runs on ``loop``, whoever reads it. ``start`` starts a transfer there; whoever ends the loop hands in one
+    that lets it end the transfers first."""
 
-    def __init__(self, retriever: StreamingRetriever, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        retriever: StreamingRetriever,
+        loop: asyncio.AbstractEventLoop,
+        start: Callable[[Transfer[Any]], None] = Transfer.start,
+    ) -> None:
         self.retriever = retriever
         self.loop = loop
+        self.start = start
 
     async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
         """The deltas of the retriever, each as soon as it comes. Raises what the retriever raises."""
-        async with closing(self._start(query)) as deltas:
+        async with closing(self._deltas(query)) as deltas:
             async for delta in deltas:
                 yield delta
 
-    def _start(self, query: str) -> AsyncIterator[ContextDelta]:
+    def _deltas(self, query: str) -> AsyncIterator[ContextDelta]:
         if asyncio.get_running_loop() is self.loop:
             return self.retriever.stream(query)
         stream = LoopStream(self.loop, forward(lambda: self.retriever.stream(query)))
-        stream.transfer.start()
+        self.start(stream.transfer)
         return stream
 
 
@@ -51,6 +58,7 @@ def run_hosted(retriever: StreamingRetriever, make: Callable[[], Coroutine[Any, 
     async def produce(outlet: Outlet[T]) -> None:
         outlet.emit(await make())
 
-    with ThreadStream(retriever.loop, produce) as results:
-        results.transfer.start()
+    results = ThreadStream(retriever.loop, produce)
+    retriever.start(results.transfer)
+    with results:
         return next(results)

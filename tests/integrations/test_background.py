@@ -21,7 +21,7 @@ from stream2llm_rag.engine.session import Session
 from stream2llm_rag.errors import CapacityError, EngineDied, EngineStartError, LifecycleError, UnsupportedError
 from stream2llm_rag.integrations import BackgroundEngine
 from stream2llm_rag.integrations.crossing import Outlet
-from stream2llm_rag.integrations.langchain import ChatStream2LLM, StreamingRAGRunnable
+from stream2llm_rag.integrations.langchain import ChatStream2LLM, Stream2LLMRetriever, StreamingRAGRunnable
 from stream2llm_rag.retrievers.base import InMemoryRetriever
 
 from .conftest import documents
@@ -199,6 +199,10 @@ class TestAHostedRetriever:
         with pytest.raises(InvalidInputError, match="stream"):
             background.host(Opened(tokenizer))
 
+    def test_has_to_need_hosting(self, background: BackgroundEngine) -> None:
+        with pytest.raises(InvalidInputError, match="InMemoryRetriever does not"):
+            background.host(InMemoryRetriever.from_documents([]))  # type: ignore[arg-type]
+
 
 class TestClosing:
     def test_ends_what_is_under_way(self, fake: FakeEngine) -> None:
@@ -248,6 +252,56 @@ class TestClosing:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr
+
+
+class TestNeverWaitsForEver:
+    def test_for_a_hosted_retriever_when_the_engine_closes_meanwhile(self, fake: FakeEngine) -> None:
+        class Hanging(Crawl):
+            async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
+                reading.set()
+                await anyio.sleep_forever()
+                yield  # pragma: no cover - makes it a generator
+
+        reading = threading.Event()
+        background = BackgroundEngine(fake).open()
+        retriever = Stream2LLMRetriever(retriever=background.host(Hanging()))
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(retriever.invoke, "How?")
+            assert reading.wait(30)
+            background.close()
+            with pytest.raises(LifecycleError, match="before its end"):
+                found.result(30)
+        with pytest.raises(LifecycleError, match="closed"):
+            retriever.invoke("How?")
+        with pytest.raises(LifecycleError, match="closed"):
+            asyncio.run(retriever.ainvoke("How?"))
+
+    def test_for_an_engine_whose_opening_is_cancelled_from_inside(self, tokenizer: Any) -> None:
+        class Cancelled(Opened):
+            async def __aenter__(self) -> Opened:
+                raise asyncio.CancelledError
+
+        with pytest.raises(LifecycleError, match="opening was cancelled"):
+            BackgroundEngine(Cancelled(tokenizer)).open()
+
+    def test_in_a_process_that_was_forked(self) -> None:
+        code = (
+            "import os, sys\n"
+            "from stream2llm_rag.integrations import BackgroundEngine\n"
+            "class Engine:\n"
+            "    async def open(self): ...\n"
+            "engine = BackgroundEngine(Engine()).open()\n"
+            "child = os.fork()\n"
+            "if child:\n"
+            "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+            "try:\n"
+            "    engine.engine\n"
+            "except RuntimeError as error:\n"
+            "    print(type(error).__name__, error)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("LifecycleError this engine belongs to the process")
 
 
 def _outcome(chunks: Any) -> BaseException | None:

@@ -132,7 +132,11 @@ def test_a_stream_that_is_forgotten_frees_the_producer(elsewhere: asyncio.Abstra
 
 
 def test_a_stream_that_is_closed_before_its_producer_began_ends(elsewhere: asyncio.AbstractEventLoop) -> None:
+    gate = threading.Event()
+    elsewhere.call_soon_threadsafe(gate.wait)  # holds the loop until the stream is cancelled
     stream = thread_stream(elsewhere, Producer(3))
+    stream.transfer.cancel()
+    gate.set()
     stream.close()
     with pytest.raises(LifecycleError, match="before its end"):
         list(stream)

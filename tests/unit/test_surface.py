@@ -22,7 +22,7 @@ from stream2llm_rag.errors import UnsupportedError
 ROOT = Path(__file__).parents[2]
 ENGINE = Path(stream2llm_rag.engine.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text()) for path in ENGINE.glob("*.py")}
-USERS = ("scheduler", "wire", "engine", "metrics", "support")  # who touches vLLM
+USERS = ("scheduler", "wire", "engine", "metrics", "support", "tools")  # who touches vLLM
 # What an expression in those modules is, where it is vLLM's; the last name of `a.b.c` counts.
 OWNERS = {
     "request": {"Request", "EngineCoreRequest"},
@@ -58,6 +58,11 @@ OWNERS = {
     "model": {"ModelConfig"},
     "config": {"VllmConfig"},
     "scheduler_config": {"SchedulerConfig"},
+    "ToolParserManager": {"ToolParserManager"},
+    "_parser": {"ToolParser"},
+    "message": {"DeltaMessage"},
+    "call": {"DeltaToolCall"},
+    "function": {"DeltaFunctionCall"},
 }
 # The documented interface of vLLM: its SamplingParams.
 DOCUMENTED = {"clone", "n", "output_kind", "prompt_logprobs"}
@@ -129,8 +134,7 @@ def test_only_these_modules_import_vllm() -> None:
         for node in ast.walk(module)
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm"
     }
-    # session for its types; tools looks when it is used, for an engine serves without
-    assert importers - set(USERS) == {"session", "tools"}
+    assert importers - set(USERS) == {"session"}  # for its types
 
 
 def test_nothing_is_listed_that_nobody_uses() -> None:
@@ -166,6 +170,15 @@ class TestAnotherVersion:
         monkeypatch.setattr(surface, "installed_source", lambda: PackageSource("vllm", tmp_path))
         with pytest.raises(UnsupportedError, match=r"lacks, or has changed: .*Request\._all_token_ids.*Install vllm>=0\.31"):
             check_surface()
+
+    def test_is_refused_where_its_tool_parsers_are_called_otherwise(self, tmp_path: Path) -> None:
+        text = "class ToolParser:\n    def __init__(self, tokenizer): ...\n    def extract_tool_calls_streaming(self, delta): ...\n"
+        self._write(tmp_path, {"tool_parsers/__init__.py": text})
+        gone = missing_members(PackageSource("vllm", tmp_path))
+        assert "ToolParser.__init__(tokenizer) instead of (tokenizer, tools)" in gone
+        assert any(complaint.startswith("ToolParser.extract_tool_calls_streaming(delta) instead of") for complaint in gone)
+        assert "vllm.tool_parsers.ToolParserManager" in gone
+        assert "vllm.entrypoints.generate.base.protocol.DeltaMessage" in gone
 
     def test_is_refused_though_nothing_is_known_to_be_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(surface, "_installed_version", lambda: "0.34.0")

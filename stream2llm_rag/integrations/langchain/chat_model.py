@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
 from stream2llm_rag.integrations.background import BackgroundEngine
-from stream2llm_rag.integrations.crossing import forward
+from stream2llm_rag.integrations.crossing import closing, forward
 from stream2llm_rag.integrations.langchain.messages import to_openai, usage
 from stream2llm_rag.integrations.langchain.tools import Shape, read_tool_choice, shape_answer
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS
@@ -90,8 +90,9 @@ class ChatStream2LLM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for chunk in self._chunks(messages, stop, **kwargs):
-            yield chunk
+        async with closing(self._chunks(messages, stop, **kwargs)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def _generate(
         self,
@@ -185,25 +186,27 @@ class ChatStream2LLM(BaseChatModel):
 
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type,
+        schema: dict[str, Any] | type | None = None,
         *,
         include_raw: bool = False,
         method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers that follow ``schema``, which vLLM's structured outputs enforce (``json_schema``).
+        """Answers that follow ``schema``, which vLLM's structured outputs enforce (``json_schema``, ``json_mode``).
 
-        ``function_calling`` makes it a forced tool call, ``json_mode`` only asks for some JSON object. An answer that
-        ``max_tokens`` cuts short cannot be parsed.
+        ``function_calling`` makes it a forced tool call; ``json_mode`` without a schema asks for some JSON object. An answer
+        that ``max_tokens`` cuts short cannot be parsed.
         """
-        if method == "function_calling":
+        if schema is None and method != "json_mode":
+            raise InvalidInputError("a schema is needed for structured output, but none came. Only 'json_mode' works without.")
+        if schema is not None and method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
         if method not in ("json_schema", "json_mode"):
             raise InvalidInputError(f"method is {method!r}; write 'json_schema', 'function_calling' or 'json_mode'.")
         kwargs.pop("strict", None)  # it always is
-        json_schema = convert_to_json_schema(schema)
-        is_free = method == "json_mode"
-        wanted = {"type": "json_object"} if is_free else {"type": "json_schema", "json_schema": {"schema": json_schema}}
+        wanted: dict[str, Any] = {"type": "json_object"}
+        if schema is not None:
+            wanted = {"type": "json_schema", "json_schema": {"schema": convert_to_json_schema(schema)}}
         model = super().bind(
             response_format=wanted,
             ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from stream2llm_rag.errors import UnsupportedError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
 from stream2llm_rag.integrations.background import BackgroundEngine
-from stream2llm_rag.integrations.crossing import forward
+from stream2llm_rag.integrations.crossing import closing, forward
 from stream2llm_rag.integrations.llama_index.nodes import to_openai
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS
 from stream2llm_rag.prompt.chat import ChatEncoder
@@ -148,8 +148,9 @@ class Stream2LLM(LLM):
         answer = self._chat_prompt(messages, kwargs)
 
         async def pieces() -> ChatResponseAsyncGen:
-            async for step in self._progress(answer):
-                yield step.as_chat()
+            async with closing(self._progress(answer)) as progress:
+                async for step in progress:
+                    yield step.as_chat()
 
         return pieces()
 
@@ -159,8 +160,9 @@ class Stream2LLM(LLM):
         answer = self._completion_prompt(prompt, formatted, kwargs)
 
         async def pieces() -> CompletionResponseAsyncGen:
-            async for step in self._progress(answer):
-                yield step.as_completion()
+            async with closing(self._progress(answer)) as progress:
+                async for step in progress:
+                    yield step.as_completion()
 
         return pieces()
 
