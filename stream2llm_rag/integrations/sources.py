@@ -17,7 +17,7 @@ from stream2llm_rag.retrievers.base import require_question
 
 if TYPE_CHECKING:
     from langchain_core.documents import BaseDocumentCompressor
-    from langchain_core.retrievers import BaseRetriever as LangChainRetriever
+    from langchain_core.retrievers import RetrieverLike
     from llama_index.core.base.base_retriever import BaseRetriever as LlamaIndexRetriever
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
 
@@ -51,11 +51,13 @@ class StreamingSource:
     @classmethod
     def from_langchain(
         cls,
-        retrievers: LangChainRetriever | Sequence[LangChainRetriever],
+        retrievers: RetrieverLike | Sequence[RetrieverLike],
         *,
         rerank: BaseDocumentCompressor | Callable[[str, list[Any]], Any] | None = None,
     ) -> StreamingSource:
         """LangChain retrievers: one, several, or an ``EnsembleRetriever``, whose members run at once and are fused at the end.
+
+        Any Runnable from a question to documents is one, so a retriever ``.with_config(...)`` or a chain that ends in one.
 
         ``rerank`` is a document compressor, or a function (async or not) of the question and the list of LangChain documents.
         Needs the extra ``langchain``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,19 @@ TEXT = "Cancel a task by calling its cancel method, and await it afterwards. " *
 
 def documents(count: int) -> list[Document]:
     return [Document(f"{TEXT}{i}", f"https://docs.example/{i}", title=f"Page {i}") for i in range(count)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In a module with ``SKIPPED``, fail a test that is skipped without being named there, and one that is named and is not."""
+    report = yield
+    named = getattr(getattr(item, "module", None), "SKIPPED", None)
+    if named is not None and (report.when == "call" or report.skipped) and not report.failed:
+        is_named = item.originalname in named  # type: ignore[attr-defined]
+        if report.skipped != is_named:
+            report.outcome = "failed"
+            report.longrepr = f"{item.name} is {'not ' if is_named else ''}skipped, but {'' if is_named else 'not '}named in SKIPPED"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from uuid import UUID
 import anyio
 import anyio.lowlevel
 import pytest
+from langchain_classic.retrievers import EnsembleRetriever
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.documents.compressor import BaseDocumentCompressor
@@ -106,16 +107,6 @@ class Fixed(BaseRetriever):
         if self.found is None:
             await anyio.sleep_forever()
         return self.found or []
-
-
-class Ensemble(Fixed):
-    """Has what an EnsembleRetriever has; its fusion turns the order round."""
-
-    retrievers: list[BaseRetriever]
-    found: list[LangChainDocument] | None = None
-
-    def weighted_reciprocal_rank(self, doc_lists: list[list[LangChainDocument]]) -> list[LangChainDocument]:
-        return [document for documents in reversed(doc_lists) for document in documents]
 
 
 def page(name: str) -> LangChainDocument:
@@ -291,11 +282,12 @@ class TestRuns:
 
     async def test_a_deadline_closes_the_runs_of_langchains_retrievers(self, background: BackgroundEngine) -> None:
         listening = Listening()
-        rag = rag_of(background, [Fixed(found=[page("a")]), Fixed(found=None)], answer_by_s=0.05)
+        stuck = EnsembleRetriever(retrievers=[Fixed(found=None).with_config(tags=["slow"])])
+        rag = rag_of(background, [Fixed(found=[page("a")]), Fixed(found=None), stuck], answer_by_s=0.05)
         answer = await rag.ainvoke("How?", {"callbacks": [listening]})
         assert answer.response_metadata["sources"] == ["a"]
         assert not listening.open
-        assert Counter(listening.ended)["retriever error"] == 1
+        assert Counter(listening.ended)["retriever error"] == 3  # the ensemble's, its member's, and the other's
 
     async def test_calls_that_are_not_async_tell_the_same(self, background: BackgroundEngine) -> None:
         listening = Listening()
@@ -372,11 +364,25 @@ class TestARetriever:
 
 
 class TestASource:
-    async def test_of_an_ensemble_runs_its_members_and_fuses_them_at_the_end(self) -> None:
-        ensemble = Ensemble(retrievers=[Fixed(found=[page("a")]), Fixed(found=[page("b"), page("c")])])
+    async def test_of_an_ensemble_runs_its_members_and_gives_at_the_end_what_that_would(self) -> None:
+        named = Fixed(found=[page("b"), page("a"), page("c")]).with_config(run_name="named")
+        ensemble = EnsembleRetriever(retrievers=[Fixed(found=[page("a")]), named], weights=[0.2, 0.8])
         deltas = [delta async for delta in StreamingSource.from_langchain(ensemble).stream("How?")]
         assert [type(delta) for delta in deltas] == [Append, Append, Replace]
-        assert [document.source for document in deltas[-1].documents] == ["b", "c", "a"]
+        assert sorted(len(delta.documents) for delta in deltas[:2]) == [1, 3]
+        fused = [document.metadata["source"] for document in await ensemble.ainvoke("How?")]
+        assert [document.source for document in deltas[-1].documents] == fused == ["a", "b", "c"]
+
+    async def test_asks_an_ensemble_among_others_as_a_whole(self) -> None:
+        ensemble = EnsembleRetriever(retrievers=[Fixed(found=[page("a")]), Fixed(found=[page("b")])])
+        source = StreamingSource.from_langchain([ensemble, Fixed(found=[page("c")])])
+        deltas = [delta async for delta in source.stream("How?")]
+        assert sorted(document.source for delta in deltas for document in delta.documents) == ["a", "b", "c"]
+
+    async def test_takes_any_runnable_that_finds_documents(self) -> None:
+        chain = RunnableLambda(lambda question: [page(question)])
+        [delta] = [delta async for delta in StreamingSource.from_langchain(chain).stream("How?")]
+        assert [document.source for document in delta.documents] == ["How?"]
 
     @pytest.mark.parametrize("kind", ["compressor", "function", "coroutine"])
     async def test_is_reranked_at_the_end(self, kind: str) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.messages.utils import convert_to_messages
-from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
@@ -66,7 +65,7 @@ class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
     def _can_stream(cls, retriever: Any) -> StreamingRetriever:
         if isinstance(retriever, Stream2LLMRetriever):
             return cast("StreamingRetriever", retriever.retriever)
-        if isinstance(retriever, BaseRetriever | list | tuple):
+        if isinstance(retriever, Runnable | list | tuple):
             return StreamingSource.from_langchain(retriever)
         if not isinstance(retriever, StreamingRetriever):
             raise InvalidInputError(f"a retriever of ours or of LangChain is needed, but {type(retriever).__name__} came.")

@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import anyio
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, BaseCallbackHandler
 from langchain_core.documents import BaseDocumentCompressor
-from langchain_core.retrievers import BaseRetriever
+from langchain_core.retrievers import BaseRetriever, RetrieverLike
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import ensure_config, get_async_callback_manager_for_config
 
 from stream2llm_rag.documents import Document
@@ -22,13 +23,13 @@ from stream2llm_rag.integrations.sources import Documents, Rerank, Search, Strea
 
 
 def make_source(
-    retrievers: BaseRetriever | Sequence[BaseRetriever],
+    retrievers: RetrieverLike | Sequence[RetrieverLike],
     rerank: BaseDocumentCompressor | Callable[[str, list[Any]], Any] | None,
 ) -> StreamingSource:
     """See :meth:`StreamingSource.from_langchain`."""
     members = _members(retrievers)
     for member in members:
-        if not isinstance(member, BaseRetriever):
+        if not isinstance(member, Runnable):
             raise InvalidInputError(f"LangChain retrievers are needed, but {type(member).__name__} came.")
     searches = [Search(member.get_name(), partial(_find, member)) for member in members]
     fuse = _fusion(retrievers)
@@ -39,7 +40,7 @@ def make_source(
 def _members(retrievers: Any) -> list[Any]:
     if _is_ensemble(retrievers):
         return list(retrievers.retrievers)
-    return [retrievers] if isinstance(retrievers, BaseRetriever) else list(retrievers)
+    return [retrievers] if isinstance(retrievers, Runnable) else list(retrievers)
 
 
 def _is_ensemble(retriever: Any) -> bool:
@@ -68,25 +69,47 @@ def _reranker(rerank: BaseDocumentCompressor | Callable[[str, list[Any]], Any]) 
     return apply
 
 
-async def _find(retriever: BaseRetriever, query: str) -> Documents:
-    """Run one retriever as a child of the run that is under way, and close its run when it is cancelled.
+async def _find(retriever: RetrieverLike, query: str) -> Documents:
+    """Run one retriever as a child of the run that is under way, and close what runs inside when it is cancelled.
 
-    ``BaseRetriever.ainvoke`` tells of errors, but not of a cancellation, and its run would stay open for ever.
+    LangChain's retrievers tell of errors, but not of a cancellation, and their runs would stay open for ever.
     """
-    run_id = uuid4()
+    manager = get_async_callback_manager_for_config(ensure_config())
+    open_runs = _OpenRuns()
+    manager.add_handler(open_runs)
     try:
-        return _ours(await retriever.ainvoke(query, run_id=run_id))
+        return _ours(await retriever.ainvoke(query, {"callbacks": manager}))
     except asyncio.CancelledError as error:
-        manager = get_async_callback_manager_for_config(ensure_config())
-        run = AsyncCallbackManagerForRetrieverRun(
-            run_id=run_id,
-            handlers=manager.handlers,
-            inheritable_handlers=manager.inheritable_handlers,
-            parent_run_id=manager.parent_run_id,
-        )
         with anyio.CancelScope(shield=True):
-            await run.on_retriever_error(error)
+            for run_id, parent_run_id in reversed(open_runs.parents.copy().items()):
+                run = AsyncCallbackManagerForRetrieverRun(
+                    run_id=run_id,
+                    handlers=manager.handlers,
+                    inheritable_handlers=manager.inheritable_handlers,
+                    parent_run_id=parent_run_id,
+                )
+                await run.on_retriever_error(error)
         raise
+
+
+class _OpenRuns(BaseCallbackHandler):
+    """The retriever runs that are under way, each with its parent."""
+
+    run_inline = True  # in the task that runs the retriever: what it knows is true when that is cancelled
+
+    def __init__(self) -> None:
+        self.parents: dict[UUID, UUID | None] = {}
+
+    def on_retriever_start(
+        self, serialized: dict[str, Any], query: str, *, run_id: UUID, parent_run_id: UUID | None = None, **_: Any
+    ) -> None:
+        self.parents[run_id] = parent_run_id
+
+    def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **_: Any) -> None:
+        self.parents.pop(run_id, None)
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        self.parents.pop(run_id, None)
 
 
 def _ours(documents: Sequence[Any]) -> tuple[Document, ...]:
