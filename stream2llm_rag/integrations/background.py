@@ -42,8 +42,8 @@ class BackgroundEngine:
     notebook write ``engine = BackgroundEngine(...).open()``. Closing ends what is under way, for which its readers get
     :class:`LifecycleError`. One that nobody closed is closed when the interpreter exits.
 
-    Everything may be called from any thread. It cannot be pickled or copied to another process: in one that was forked it raises
-    :class:`LifecycleError`.
+    Everything may be called from any thread. It cannot be pickled or copied to another process; in one that was forked it
+    raises :class:`LifecycleError`.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -15,8 +15,10 @@ T = TypeVar("T")
 
 
 class HostedRetriever:
-    """A retriever that runs on ``loop``, whoever reads it. ``start`` starts a transfer there; whoever ends the loop hands in one
-    that lets it end the transfers first."""
+    """A retriever that runs on ``loop``, whoever reads it.
+
+    ``start`` starts a transfer there. Who will end the loop hands in a function that also notes it: transfers end before.
+    """
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ The model's weights are random. Where a test asks for a number or a call, ``logi
 allows, quotes, closing brackets and the digit 3: what is decoded comes from the engine under vLLM's structured outputs. Where
 the model is to call a tool of its own accord, a choice of one call makes it want to.
 
-Those that LangChain skips are named in ``SKIPPED``, each with the limit that it is skipped for; any other that is skipped fails,
-and so does one that is named and is not skipped (see ``conftest.py``).
+Those that LangChain skips are named in ``SKIPPED``, each with the limit that it is skipped for. Any other that is skipped fails,
+and so does one that is named and not skipped (see ``conftest.py``).
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ SKIPPED = {
 PREFERENCES = ("3", "]", "}", '"', '."')  # the last most; it makes each string a full stop
 CALLS = {
     "agent_loop": '<tool_call>{"name": "get_weather", "arguments": {"location": "San Francisco"}}</tool_call>',
-    "unicode_tool_call": (
-        '<tool_call>{"name": "unicode_customer", "arguments": {"customer_name": "你好 こんにちは", "description": "3"}}</tool_call>'
-    ),
+    "unicode_of_a_call": '<tool_call>{"name": "unicode_customer", "arguments": {"customer_name": "你ん"}}</tool_call>',
 }
 
 
@@ -91,8 +89,18 @@ class TestChatModelIntegration(ChatModel, ChatModelIntegrationTests):
     def supports_json_mode(self) -> bool:
         return True
 
-    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:  # type: ignore[override]
-        """By a call that the model chooses: one that is forced has only the schema, and weights that know no Chinese."""
+    @pytest.mark.xfail(strict=True, reason="of a call that is forced the model writes the name, and random weights know none")
+    def test_unicode_tool_call_integration(
+        self,
+        model: BaseChatModel,
+        *,
+        tool_choice: str | None = None,  # noqa: PT028 - the signature is LangChain's
+        force_tool_call: bool = True,  # noqa: PT028
+    ) -> None:
+        super().test_unicode_tool_call_integration(model, tool_choice=tool_choice, force_tool_call=force_tool_call)
+
+    def test_unicode_of_a_call_that_the_model_chooses(self, model: BaseChatModel) -> None:
+        """The same test of LangChain's with nothing left out, by vLLM's parser instead of a forced call."""
         super().test_unicode_tool_call_integration(model, tool_choice="auto", force_tool_call=True)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from benchmarks.frameworks import Slow, measure, show
-from stream2llm_rag import Stream2LLMEngine
+from stream2llm_rag import ContextDelta, Stream2LLMEngine
 from stream2llm_rag.integrations import BackgroundEngine
 from stream2llm_rag.integrations.langchain import StreamingRAGRunnable
 from stream2llm_rag.retrievers.base import InMemoryRetriever
@@ -50,6 +51,28 @@ async def test_a_third_of_64_streams_is_cancelled_midway_and_the_rest_is_right(r
     assert len(texts) == 42
     assert engine.stats().num_sessions == 0
     assert not real._transfers
+
+
+async def test_abatch_keeps_to_max_concurrency(real: BackgroundEngine) -> None:
+    engine = real.engine
+    assert isinstance(engine, Stream2LLMEngine)
+    found = InMemoryRetriever.from_documents(documents(2), gap_s=0.02)
+    seen: list[int] = []
+
+    class Watching:
+        async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
+            async for delta in found.stream(query):
+                seen.append(engine.stats().num_sessions)
+                yield delta
+
+    rag = StreamingRAGRunnable(engine=real, retriever=Watching(), sampling=GREEDY)
+    questions = [f"Question {number}?" for number in range(8)]
+    alone = [(await rag.ainvoke(question)).text for question in questions[:2]]
+    seen.clear()
+    answers = await rag.abatch(questions, {"max_concurrency": 3})
+    assert [answer.text for answer in answers[:2]] == alone
+    assert max(seen) == 3
+    assert engine.stats().num_sessions == 0
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -172,7 +172,7 @@ class TestAnotherVersion:
             check_surface()
 
     def test_is_refused_where_its_tool_parsers_are_called_otherwise(self, tmp_path: Path) -> None:
-        text = "class ToolParser:\n    def __init__(self, tokenizer): ...\n    def extract_tool_calls_streaming(self, delta): ...\n"
+        text = "class ToolParser:\n def __init__(self, tokenizer): ...\n def extract_tool_calls_streaming(self, delta): ...\n"
         self._write(tmp_path, {"tool_parsers/__init__.py": text})
         gone = missing_members(PackageSource("vllm", tmp_path))
         assert "ToolParser.__init__(tokenizer) instead of (tokenizer, tools)" in gone
