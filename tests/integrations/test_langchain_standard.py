@@ -4,8 +4,8 @@ The model's weights are random. Where a test asks for a number or a call, ``logi
 allows, quotes, closing brackets and the digit 3: what is decoded comes from the engine under vLLM's structured outputs. Where
 the model is to call a tool of its own accord, a choice of one call makes it want to.
 
-Those that LangChain skips are named in ``SKIPPED``, each with the limit that it is skipped for. Any other that is skipped fails,
-and so does one that is named and not skipped (see ``conftest.py``).
+Those that LangChain skips are named in ``SKIPPED``, each with the limit that it is skipped for. Any other that is skipped
+fails, and so does one that is named and not skipped (see ``conftest.py``).
 """
 
 from __future__ import annotations
