@@ -15,6 +15,7 @@ from langchain_classic.retrievers import EnsembleRetriever
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.documents.compressor import BaseDocumentCompressor
+from langchain_core.exceptions import OutputParserException
 from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -161,7 +162,7 @@ class TestTheAnswer:
             await rag_of(background).ainvoke(given)
 
     async def test_is_made_by_the_deadline(self, background: BackgroundEngine) -> None:
-        answer = await rag_of(background, Gated(), answer_by_s=0.05).ainvoke("How?")
+        answer = await rag_of(background, Gated(), answer_by_s=1).ainvoke("How?")
         assert answer.response_metadata["deadline_reached"]
         assert len(answer.response_metadata["sources"]) == 1
 
@@ -283,7 +284,7 @@ class TestRuns:
     async def test_a_deadline_closes_the_runs_of_langchains_retrievers(self, background: BackgroundEngine) -> None:
         listening = Listening()
         stuck = EnsembleRetriever(retrievers=[Fixed(found=None).with_config(tags=["slow"])])
-        rag = rag_of(background, [Fixed(found=[page("a")]), Fixed(found=None), stuck], answer_by_s=0.05)
+        rag = rag_of(background, [Fixed(found=[page("a")]), Fixed(found=None), stuck], answer_by_s=1)
         answer = await rag.ainvoke("How?", {"callbacks": [listening]})
         assert answer.response_metadata["sources"] == ["a"]
         assert not listening.open
@@ -488,3 +489,11 @@ class TestAChatModel:
     def test_takes_no_response_format_that_it_cannot_meet(self, background: BackgroundEngine, format_: Any) -> None:
         with pytest.raises(InvalidInputError, match="response_format"):
             ChatStream2LLM(engine=background).invoke("Hello", response_format=format_)
+
+    def test_needs_a_schema_for_all_but_json_mode(self, background: BackgroundEngine) -> None:
+        chat = ChatStream2LLM(engine=background)
+        with pytest.raises(InvalidInputError, match="a schema is needed"):
+            chat.with_structured_output()
+        answer = chat.with_structured_output(method="json_mode", include_raw=True).invoke("Hello")
+        assert answer["raw"].text  # this engine writes no JSON
+        assert isinstance(answer["parsing_error"], OutputParserException)
