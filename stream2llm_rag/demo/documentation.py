@@ -63,6 +63,7 @@ class DocumentationServer:
             for topic in topics:
                 crawler = WebCrawler(
                     [self.page(topic.module)],
+                    order="breadth",  # the demo shows the overlap, on the same pages whatever is asked
                     deny=DENIED,
                     max_pages=settings.max_pages,
                     per_host_concurrency=1,

@@ -5,11 +5,26 @@ import importlib.util
 from stream2llm_rag.errors import MissingExtraError
 
 # trafilatura and what it needs are only ever imported by the extraction processes, where a missing one would show late.
-for _module in ("aiohttp", "courlan", "lxml", "lxml_html_clean", "protego", "trafilatura", "w3lib"):
+for _module in ("aiohttp", "courlan", "lxml", "lxml_html_clean", "protego", "rank_bm25", "trafilatura", "w3lib"):
     if importlib.util.find_spec(_module) is None:
         raise MissingExtraError(f"{_module}, which WebCrawler needs,", "crawl")
 
 from stream2llm_rag.retrievers.crawler.crawler import WebCrawler  # noqa: E402 - only after the check above
+from stream2llm_rag.retrievers.crawler.search import (  # noqa: E402
+    FunctionSearch,
+    InMemorySearch,
+    SearchHit,
+    SearchProvider,
+    SearxNG,
+)
 from stream2llm_rag.retrievers.crawler.stream import CrawlStream  # noqa: E402
 
-__all__ = ["CrawlStream", "WebCrawler"]
+__all__ = [
+    "CrawlStream",
+    "FunctionSearch",
+    "InMemorySearch",
+    "SearchHit",
+    "SearchProvider",
+    "SearxNG",
+    "WebCrawler",
+]

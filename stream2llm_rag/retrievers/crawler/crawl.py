@@ -8,20 +8,23 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from stream2llm_rag.documents import Document, RetrievalEvent
 from stream2llm_rag.retrievers.crawler.fetch import ByteBudget, Fetcher
 from stream2llm_rag.retrievers.crawler.frontier import Frontier, Target
-from stream2llm_rag.retrievers.crawler.pages import Outline, Page, PageSkippedError, Redirect
+from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Outline, Page, PageSkippedError, Redirect
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
-from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
+from stream2llm_rag.retrievers.crawler.pool import Extracted, ExtractionPool
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
-from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, Scope, origin_of, site_of, strip_tracking
+from stream2llm_rag.retrievers.crawler.search import SearchHit
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, Scope, canonicalize, origin_of, site_of, strip_tracking
 
 MAX_REDIRECTS = 5
 _MAX_BUFFERED = 64
+_SEARCH = "the search"
+_INHERITED = 0.5  # what the promise of a page counts for its links, beside what it says of them (shark-search, Hersovici 1998)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Limits:
     max_total_bytes: int
     timeout_s: float
     concurrency: int
+    min_relevance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +69,24 @@ class Crawl:
     only started when its outcome will find room, so handing it over never waits.
     """
 
-    def __init__(self, seeds: Sequence[CanonicalUrl], scope: Scope, limits: Limits, services: Services) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[CanonicalUrl],
+        scope: Scope,
+        limits: Limits,
+        services: Services,
+        focus: Focus = NO_FOCUS,
+        search: Callable[[], Awaitable[Sequence[SearchHit]]] | None = None,
+    ) -> None:
         self.outcomes: deque[Outcome] = deque()
         self.arrived = asyncio.Event()
         self.moved = asyncio.Event()
-        self.failed_seeds = dict.fromkeys(seeds, "it was not reached within the limits of the crawl")
+        self.failed_seeds: dict[str, str] = {}
         self._scope = scope
         self._limits = limits
         self._services = services
+        self._focus = focus
+        self._search = search
         self._frontier = Frontier(max_urls=max(10_000, 20 * limits.max_pages))
         self._budget = ByteBudget(limits.max_total_bytes)
         self._in_flight: dict[Target, float] = {}  # with the time it was started
@@ -81,7 +95,7 @@ class Crawl:
         self._num_pages = 0
         self._is_over = False
         for seed in seeds:
-            self._frontier.add(Target(seed, strip_tracking(seed), seed=seed))
+            self._add_seed(seed)
 
     @property
     def num_remaining(self) -> int:
@@ -95,6 +109,8 @@ class Crawl:
         """Crawl until no page is left or a limit is met. Cancelled, it gives back all that it holds."""
         try:
             async with asyncio.timeout(self._limits.timeout_s), asyncio.TaskGroup() as pages:
+                if self._search is not None:
+                    pages.create_task(self._find_seeds(self._search))
                 await self._start_pages(pages)
         except TimeoutError:
             for target in list(self._in_flight):
@@ -104,6 +120,28 @@ class Crawl:
             for target in list(self._turns):  # of pages that were cancelled before their first step
                 self._end_turn(target)
 
+    def _add_seed(self, seed: CanonicalUrl) -> None:
+        self.failed_seeds.setdefault(seed, "it was not reached within the limits of the crawl")
+        self._frontier.add(Target(seed, strip_tracking(seed), seed=seed, may_list=True))
+
+    async def _find_seeds(self, search: Callable[[], Awaitable[Sequence[SearchHit]]]) -> None:
+        """Start from what the search finds too. Where it fails, the other seeds are still there."""
+        started_s = time.monotonic()
+        try:
+            urls = [url for hit in await search() if (url := canonicalize(hit.url)) is not None]
+        except Exception as error:  # a provider is code of others
+            self.failed_seeds[_SEARCH] = f"it failed: {error}"
+            event = RetrievalEvent("skip", _SEARCH, started_s, time.monotonic(), detail=f"it failed: {error}")
+        else:
+            event = RetrievalEvent("search", _SEARCH, started_s, time.monotonic(), detail=f"it found {len(urls)} pages")
+            self._scope = self._scope.including(urls)
+            for url in urls:
+                self._add_seed(url)
+            if not urls:
+                self.failed_seeds[_SEARCH] = "it found nothing"
+        self._search = None
+        self._hand_over(Outcome(None, event))
+
     async def _start_pages(self, pages: asyncio.TaskGroup) -> None:
         while True:
             self.moved.clear()
@@ -112,7 +150,7 @@ class Crawl:
                 self._services.politeness.start(origin_of(target.url), time.monotonic())
                 self._turns.add(target)
                 pages.create_task(self._visit(target))
-            if not self._in_flight and not (self._frontier and self._num_pages_wanted()):
+            if not self._in_flight and self._search is None and not (self._frontier and self._num_pages_wanted()):
                 return
             wait_s = self._frontier.next_ready_s(self._wait_s) if self._has_room() else math.inf
             with suppress(TimeoutError):
@@ -142,8 +180,12 @@ class Crawl:
             if isinstance(page, Redirect):
                 self._redirect(target, page.location)
                 return
-            outline, text = await self._services.pool.extract(page, lambda outline: self._follow(target, outline))
-            self._emit(target, page, outline, text)
+            follow = self._follow_list if page.is_list else self._follow
+            extracted = await self._services.pool.extract(page, lambda outline: follow(target, outline), self._focus)
+            if page.is_list:
+                self._end_list(target, extracted.outline)
+            else:
+                self._emit(target, page, extracted)
         except PageSkippedError as skipped:
             self._skip(target, str(skipped))
 
@@ -155,7 +197,9 @@ class Crawl:
             self._services.wake_all()
             if reason := rules.refusal(target.url):
                 raise PageSkippedError(reason)
-            return await self._services.fetcher.get_page(target.url, max_bytes=self._limits.max_page_bytes, budget=self._budget)
+            return await self._services.fetcher.get_page(
+                target.url, max_bytes=self._limits.max_page_bytes, budget=self._budget, may_list=target.may_list
+            )
         finally:
             self._end_turn(target)
 
@@ -170,7 +214,7 @@ class Crawl:
             raise PageSkippedError(f"more than {MAX_REDIRECTS} redirects")
         if reason := self._scope.refusal(location):
             raise PageSkippedError(f"it redirects to {location}, and {reason}")
-        onward = Target(location, strip_tracking(location), target.depth, target.num_redirects + 1, target.seed)
+        onward = replace(target, url=location, key=strip_tracking(location), num_redirects=target.num_redirects + 1)
         if not self._frontier.add(onward):
             raise PageSkippedError(f"it redirects to {location}, which the crawl met before")
         del self._in_flight[target]
@@ -178,15 +222,32 @@ class Crawl:
 
     def _follow(self, target: Target, outline: Outline) -> None:
         if target.depth < self._limits.max_depth:
-            for link in outline.links:
-                if self._scope.refusal(link) is None:
-                    self._frontier.add(Target(link, link, target.depth + 1))
-            self.moved.set()
+            self._queue(outline, depth=target.depth + 1, inherited=target.score)
 
-    def _emit(self, target: Target, page: Page, outline: Outline, text: str) -> None:
-        text = text.strip()
+    def _follow_list(self, target: Target, outline: Outline) -> None:
+        """The pages of a sitemap or feed stand in for it. A list in a list is read, but none in that one (sitemaps.org)."""
+        self._queue(outline, depth=target.depth, inherited=target.score, may_list=target.seed is not None)
+
+    def _queue(self, outline: Outline, *, depth: int, inherited: float, may_list: bool = False) -> None:
+        for url, own in outline.links:
+            if self._scope.refusal(url) is None:
+                score = (own + _INHERITED * inherited) / (1 + _INHERITED)
+                self._frontier.add(Target(url, url, depth, score=score, may_list=may_list))
+        self.moved.set()
+
+    def _end_list(self, target: Target, outline: Outline) -> None:
+        if not outline.links:
+            raise PageSkippedError("it is XML, but no sitemap or feed that lists a page")
+        detail = f"it lists {len(outline.links)} pages"
+        event = RetrievalEvent("list", target.url, self._in_flight.pop(target), time.monotonic(), detail=detail)
+        self._hand_over(Outcome(None, event))
+
+    def _emit(self, target: Target, page: Page, extracted: Extracted) -> None:
+        outline, text = extracted.outline, extracted.text.strip()
         if not text:
             raise PageSkippedError("it has no text")
+        if extracted.score is not None and extracted.score < self._limits.min_relevance:
+            raise PageSkippedError(f"its relevance of {extracted.score:.2f} is below {self._limits.min_relevance:g}")
         source = self._source(page.url, outline)
         digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
         if digest in self._sources:
@@ -195,9 +256,11 @@ class Crawl:
             raise PageSkippedError(f"it is another address of {source}")
         self._sources[digest] = source
         metadata = {"content_type": page.media_type, "num_bytes": len(page.body), "depth": target.depth}
+        if extracted.is_cut:
+            metadata["is_cut"] = True
         self._num_pages += 1
         event = RetrievalEvent("fetch", source, self._in_flight.pop(target), time.monotonic(), title=outline.title)
-        self._hand_over(Outcome(Document(text, source, outline.title, metadata=metadata), event))
+        self._hand_over(Outcome(Document(text, source, outline.title, extracted.score, metadata), event))
 
     def _source(self, url: CanonicalUrl, outline: Outline) -> CanonicalUrl:
         """The address that a page claims for itself, where it may: on its own site and within the scope."""

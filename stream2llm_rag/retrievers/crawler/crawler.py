@@ -7,7 +7,8 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
-from typing import Self
+from functools import partial
+from typing import Literal, Self
 
 from stream2llm_rag import __version__
 from stream2llm_rag.errors import InvalidInputError, LifecycleError
@@ -15,10 +16,12 @@ from stream2llm_rag.retrievers.base import require_question
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts
 from stream2llm_rag.retrievers.crawler.crawl import Crawl, Limits, Services
 from stream2llm_rag.retrievers.crawler.fetch import Fetcher
+from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
 from stream2llm_rag.retrievers.crawler.pool import DEFAULT_EXTRACTOR, ExtractionPool
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 from stream2llm_rag.retrievers.crawler.robots_cache import RobotsCache
+from stream2llm_rag.retrievers.crawler.search import SearchProvider
 from stream2llm_rag.retrievers.crawler.stream import CrawlStream
 from stream2llm_rag.retrievers.crawler.urls import Scope, ScopeKind, parse_seed
 
@@ -26,7 +29,9 @@ DEFAULT_USER_AGENT = f"stream2llm-rag/{__version__}"
 
 
 class WebCrawler:
-    """Crawls from ``seeds``, breadth first, and yields each page as soon as its text is there. A StreamingRetriever.
+    """Crawls from ``seeds``, the most promising links first, and yields each page as soon as its text is there.
+
+    A StreamingRetriever.
 
     ::
 
@@ -38,6 +43,12 @@ class WebCrawler:
     ``max_total_bytes``, ``timeout_s`` seconds and ``concurrency`` pages in flight. All share one HTTP client, the extraction
     processes, and the manners towards each host: ``per_host_concurrency`` requests at once, starts ``delay_s`` seconds apart
     (or as robots.txt asks, up to 10 seconds).
+
+    A seed is a page, a sitemap (also an index of them) or a feed (RSS, Atom); further ones come from ``search``, asked with the
+    question. Links are scored against the question by BM25, over their texts and addresses, and with the promise of the page
+    they stand on; one page in four comes from the host served longest ago. ``order="breadth"`` follows them by depth instead.
+    With ``order="relevance"`` each document has a ``score`` from 0 to 1, pages below ``min_relevance`` are left out, and of a
+    page with more than about ``max_page_tokens`` tokens only the best passages are kept (``metadata["is_cut"]``).
 
     ``scope`` says which links and redirects are followed: to the site of a seed (``"host"``), below the last ``/`` of a seed's
     path (``"prefix"``), or ``"any"``; of these, the URLs that one of the regular expressions ``allow`` finds, if there are any,
@@ -53,8 +64,12 @@ class WebCrawler:
 
     def __init__(
         self,
-        seeds: Sequence[str],
+        seeds: Sequence[str] = (),
         *,
+        search: SearchProvider | None = None,
+        order: Literal["relevance", "breadth"] = "relevance",
+        min_relevance: float = 0.0,
+        max_page_tokens: int | None = None,
         scope: ScopeKind = "host",
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
@@ -76,8 +91,11 @@ class WebCrawler:
     ) -> None:
         if isinstance(seeds, str):
             raise InvalidInputError(f"seeds is a sequence of URLs, not one string. Write: [{seeds!r}]")
-        if not seeds:
-            raise InvalidInputError("A crawl needs at least one seed, but none came. Write: WebCrawler(['https://…'])")
+        if not seeds and search is None:
+            raise InvalidInputError(
+                "A crawl needs at least one seed or a search, but none came. Write: WebCrawler(['https://…'])"
+            )
+        _require_relevance(order, min_relevance, max_page_tokens)
         _require_at_least_one(
             max_pages=max_pages,
             max_page_bytes=max_page_bytes,
@@ -95,8 +113,11 @@ class WebCrawler:
             raise InvalidInputError(f"extractor is 'module:function', but {extractor!r} came.")
         self._seeds = tuple(dict.fromkeys(parse_seed(seed) for seed in seeds))
         self._scope = Scope.parse(scope, self._seeds, allow, deny)
-        self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency)
+        self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency, min_relevance)
         self._private_hosts = PrivateHosts.parse(allow_private_hosts)
+        self._search = search
+        self._is_focused = order == "relevance"
+        self._max_page_tokens = max_page_tokens
         self._user_agent = user_agent
         self._obey_robots = obey_robots
         self._page_timeout_s = page_timeout_s
@@ -132,7 +153,7 @@ class WebCrawler:
             await asyncio.gather(*(stream.stop() for stream in self._streams))
 
     def stream(self, query: str) -> CrawlStream:
-        """Start a crawl; the question does not change what it finds. LifecycleError unless the crawler is open."""
+        """Start a crawl for this question. LifecycleError unless the crawler is open."""
         require_question(query)
         if self._is_closed:
             raise LifecycleError("This WebCrawler is closed. Read its streams inside its `async with`.")
@@ -144,7 +165,10 @@ class WebCrawler:
                 "for callers on any."
             )
         services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all)
-        stream = CrawlStream(Crawl(self._seeds, self._scope, self._limits, services), on_end=self._streams.remove)
+        focus = Focus(query, self._max_page_tokens) if self._is_focused else NO_FOCUS
+        search = None if self._search is None else partial(self._search.search, query)
+        crawl = Crawl(self._seeds, self._scope, self._limits, services, focus, search)
+        stream = CrawlStream(crawl, on_end=self._streams.remove)
         self._streams.append(stream)
         return stream
 
@@ -162,6 +186,17 @@ def _require_at_least_one(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise InvalidInputError(f"{name} must be at least 1, but {count!r} came.")
+
+
+def _require_relevance(order: str, min_relevance: float, max_page_tokens: int | None) -> None:
+    if order not in ("relevance", "breadth"):
+        raise InvalidInputError(f"order is 'relevance' or 'breadth', but {order!r} came.")
+    if not 0 <= min_relevance <= 1:
+        raise InvalidInputError(f"min_relevance lies between 0 and 1, but {min_relevance!r} came.")
+    if max_page_tokens is not None:
+        _require_at_least_one(max_page_tokens=max_page_tokens)
+    if order == "breadth" and (min_relevance or max_page_tokens is not None):
+        raise InvalidInputError("min_relevance and max_page_tokens need order='relevance': only then are pages scored.")
 
 
 def _require_time(**times_s: float) -> None:

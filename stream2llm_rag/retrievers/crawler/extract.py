@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
+from urllib.parse import unquote, urlsplit
 
 import lxml.html  # type: ignore[import-untyped]
 import trafilatura
 from lxml.etree import ParserError, _Element  # type: ignore[import-untyped]
 from w3lib.encoding import html_to_unicode
 
-from stream2llm_rag.retrievers.crawler.pages import Outline, Page
+from stream2llm_rag.retrievers.crawler.lists import entries_of
+from stream2llm_rag.retrievers.crawler.pages import Link, Outline, Page
+from stream2llm_rag.retrievers.crawler.relevance import scores_of
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, strip_tracking
 
 _MAX_LINKS = 2_000  # of one page, in document order
 _MAX_TITLE_CHARS = 300
+_MAX_LABEL_CHARS = 300  # some links hold a whole card, or a table
 _VISIBLE = "//body//text()[not(ancestor::script or ancestor::style or ancestor::noscript or ancestor::template)]"
 _MARKDOWN_HEADING = re.compile(r"^#\s+(.+)$", re.MULTILINE)
 
@@ -37,8 +42,10 @@ def _guess_encoding(body: bytes) -> str:
     return "utf-8"
 
 
-def outline_of(page: Page, text: str) -> Outline:
-    """Title, claimed address and links of a decoded page."""
+def outline_of(page: Page, text: str, question: str | None = None) -> Outline:
+    """Title, claimed address and links of a decoded page; the links scored, where there is a question."""
+    if page.is_list:
+        return Outline(links=_scored(entries_of(page), question))
     if not page.is_html:
         heading = _MARKDOWN_HEADING.search(text) if page.media_type != "text/plain" else None
         return Outline(title=_clean_title(heading[1]) if heading else None)
@@ -47,7 +54,7 @@ def outline_of(page: Page, text: str) -> Outline:
         return Outline()
     base = next((urls[0] for urls in [root.xpath("//base/@href")] if urls), None)
     base_url = (canonicalize(base, base=page.url) if base else None) or page.url
-    return Outline(_title(root), _canonical(root, base_url), tuple(_links(root, base_url)))
+    return Outline(_title(root), _canonical(root, base_url), _scored(_links(root, base_url), question))
 
 
 def parse_html(text: str) -> _Element | None:
@@ -78,16 +85,36 @@ def _canonical(root: _Element, base_url: CanonicalUrl) -> CanonicalUrl | None:
     return None
 
 
-def _links(root: _Element, base_url: CanonicalUrl) -> Iterator[CanonicalUrl]:
-    found: set[CanonicalUrl] = set()
-    references = dict.fromkeys(href.partition("#")[0].strip() for href in root.xpath("//a/@href | //area/@href"))
-    for reference in references:
+def _links(root: _Element, base_url: CanonicalUrl) -> dict[CanonicalUrl, list[str]]:
+    """What the page says about each link: its texts, wherever it stands."""
+    words: dict[CanonicalUrl, list[str]] = {}
+    by_reference: dict[str, list[str]] = {}
+    for element in root.xpath("//a[@href] | //area[@href]"):
+        by_reference.setdefault(element.get("href").partition("#")[0].strip(), []).extend(_label(element))
+    for reference, labels in by_reference.items():
         url = canonicalize(reference, base=base_url) if reference else None
-        if url is not None and (link := strip_tracking(url)) not in found:
-            found.add(link)
-            yield link
-            if len(found) >= _MAX_LINKS:
-                return
+        if url is not None and ((link := strip_tracking(url)) in words or len(words) < _MAX_LINKS):
+            words.setdefault(link, []).extend(labels)
+    return words
+
+
+def _label(element: _Element) -> Iterator[str]:
+    yield "".join(element.itertext())[:_MAX_LABEL_CHARS]
+    for name in ("title", "aria-label", "alt"):
+        yield from (value[:_MAX_LABEL_CHARS] for value in [element.get(name)] if value)
+    yield from (alt[:_MAX_LABEL_CHARS] for alt in element.xpath(".//img/@alt"))
+
+
+def _address_words(url: CanonicalUrl) -> str:
+    parts = urlsplit(url)
+    return unquote(f"{parts.path} {parts.query}")
+
+
+def _scored(links: dict[CanonicalUrl, list[str]], question: str | None) -> tuple[Link, ...]:
+    if question is None:
+        return tuple(map(Link, islice(links, _MAX_LINKS)))
+    scores = scores_of(question, [" ".join([_address_words(url), *words]) for url, words in links.items()])
+    return tuple(sorted(map(Link, links, scores), key=lambda link: -link.score)[:_MAX_LINKS])
 
 
 def trafilatura_text(html: str, url: str) -> str:

@@ -58,15 +58,20 @@ class Fetcher:
         await self._guarded.close()
         await self._unguarded.close()
 
-    async def get_page(self, url: CanonicalUrl, *, max_bytes: int, budget: ByteBudget) -> Page | Redirect:
-        """Fetch a page. PageSkippedError says why not; a redirect is not followed."""
+    async def get_page(
+        self, url: CanonicalUrl, *, max_bytes: int, budget: ByteBudget, may_list: bool = False
+    ) -> Page | Redirect:
+        """Fetch a page, or a sitemap or feed where it ``may_list`` others. A redirect is not followed.
+
+        PageSkippedError says why not.
+        """
         async with self._get(url) as response:
             if response.status in _REDIRECTS:
                 return _redirect(response, url)
             if not 200 <= response.status < 300:
                 raise PageSkippedError(f"HTTP {response.status}")
             content_type = response.headers.get("Content-Type", "")
-            if not is_readable(media_type := media_type_of(content_type)):
+            if not is_readable(media_type := media_type_of(content_type), may_list=may_list):
                 raise PageSkippedError(f"its content type is {media_type or 'not given'}, which is not text")
             return Page(url, content_type, await _read_body(response, max_bytes, budget))
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, origin_of
 
+_FAIR_TURN = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A URL to fetch. ``key`` is its identity: two URLs with one key are one page.
 
     ``depth`` counts the links from a seed, ``num_redirects`` the redirects since the last link; ``seed`` is the seed that
-    this is, or was redirected from.
+    this is, or was redirected from. ``score`` says how promising it is, from 0 to 1.
+    It ``may_list`` others, as a sitemap or a feed does.
     """
 
     url: CanonicalUrl
@@ -23,10 +26,15 @@ class Target:
     depth: int = 0
     num_redirects: int = 0
     seed: CanonicalUrl | None = None
+    score: float = 1.0
+    may_list: bool = False
 
 
 class Frontier:
-    """Queued targets, breadth first, hosts in turn, none twice.
+    """Queued targets, best first, among equals breadth first and hosts in turn, none twice.
+
+    One turn in every four goes to the host that was served longest ago, to its best target: a host whose links praise
+    themselves cannot keep the others out.
 
     Holds ``max_urls`` URLs over its life; what is found beyond that is left out.
     """
@@ -35,7 +43,7 @@ class Frontier:
         self._max_urls = max_urls
         self._seen: set[CanonicalUrl] = set()
         self._settled: set[CanonicalUrl] = set()
-        self._queues: dict[str, list[tuple[int, int, Target]]] = {}  # by origin: heaps of (depth, order of arrival, target)
+        self._queues: dict[str, list[tuple[float, int, int, Target]]] = {}  # heaps of (-score, depth, order of arrival, target)
         self._num_added = 0
         self._num_popped = 0
         self._last_served: dict[str, int] = {}
@@ -50,17 +58,18 @@ class Frontier:
         self._seen.add(target.key)
         self._num_added += 1
         queue = self._queues.setdefault(origin_of(target.url), [])
-        heapq.heappush(queue, (target.depth, self._num_added, target))
+        heapq.heappush(queue, (-target.score, target.depth, self._num_added, target))
         return True
 
     def pop(self, wait_s: Callable[[str], float]) -> Target | None:
         """The next target, or None while no origin with queued targets is ready.
 
         ``wait_s(origin)`` is the time in seconds until a request may start there: 0 now, infinite when no slot is free.
-        The lowest depth goes first, and among equals the origin that was served longest ago.
+        The highest score goes first, then the lowest depth, then the origin that was served longest ago.
         """
         while ready := [origin for origin in self._queues if wait_s(origin) <= 0]:
-            origin = min(ready, key=lambda each: (self._queues[each][0][0], self._last_served.get(each, 0)))
+            is_fair_turn = self._num_popped % _FAIR_TURN == _FAIR_TURN - 1
+            origin = min(ready, key=self._time_served if is_fair_turn else self._rank)
             target = self._take(origin)
             if target.key not in self._settled:
                 self._num_popped += 1
@@ -81,6 +90,13 @@ class Frontier:
             return False
         self._settled.update(keys)
         return True
+
+    def _rank(self, origin: str) -> tuple[float, int, int]:
+        cost, depth, _, _ = self._queues[origin][0]
+        return cost, depth, self._time_served(origin)
+
+    def _time_served(self, origin: str) -> int:
+        return self._last_served.get(origin, 0)
 
     def _take(self, origin: str) -> Target:
         queue = self._queues[origin]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stream2llm_rag.errors import CrawlError
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl
 
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+_LIST_TYPES = frozenset(
+    {"application/xml", "text/xml", "application/rss+xml", "application/atom+xml", "application/gzip", "application/x-gzip"}
+)
 _TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown"})
 
 
@@ -33,6 +37,11 @@ class Page:
         """Whether the page has markup; else its body is its text."""
         return self.media_type in _HTML_TYPES
 
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a sitemap or a feed: links to follow, and no text of its own."""
+        return self.media_type in _LIST_TYPES
+
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
@@ -42,16 +51,37 @@ class Redirect:
 
 
 @dataclass(frozen=True, slots=True)
+class Focus:
+    """What a crawl looks for: links and texts are scored against ``question``, unless it is None.
+
+    Of a page with more than ``max_page_tokens`` (an estimate) only the best passages are kept.
+    """
+
+    question: str | None = None
+    max_page_tokens: int | None = None
+
+
+NO_FOCUS = Focus()
+
+
+class Link(NamedTuple):
+    """A link without tracking parameters, and how well what its page says about it answers to the question, from 0 to 1."""
+
+    url: CanonicalUrl
+    score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Outline:
     """What a page says of itself and of others: cheap to get, and had before its text.
 
-    ``canonical`` is the address that it claims for itself (RFC 6596), if any. ``links`` are in document order, each once, and
-    without tracking parameters.
+    ``canonical`` is the address that it claims for itself (RFC 6596), if any. ``links`` come once each: best first where
+    there is a question, else in document order.
     """
 
     title: str | None = None
     canonical: CanonicalUrl | None = None
-    links: tuple[CanonicalUrl, ...] = ()
+    links: tuple[Link, ...] = ()
 
 
 def media_type_of(content_type: str) -> str:
@@ -59,6 +89,6 @@ def media_type_of(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def is_readable(media_type: str) -> bool:
-    """Whether pages of this type can be turned into text."""
-    return media_type in _HTML_TYPES | _TEXT_TYPES
+def is_readable(media_type: str, *, may_list: bool = False) -> bool:
+    """Whether pages of this type can be turned into text, or, where they ``may_list`` others, into links."""
+    return media_type in _HTML_TYPES | _TEXT_TYPES or (may_list and media_type in _LIST_TYPES)

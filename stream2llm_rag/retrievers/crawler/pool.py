@@ -13,7 +13,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from typing import NamedTuple
 
-from stream2llm_rag.retrievers.crawler.pages import Outline, Page, PageSkippedError
+from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Outline, Page, PageSkippedError
 from stream2llm_rag.retrievers.crawler.wire import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -35,6 +35,8 @@ class Extracted(NamedTuple):
 
     outline: Outline
     text: str
+    score: float | None = None
+    is_cut: bool = False
 
 
 class ExtractionPool:
@@ -50,7 +52,7 @@ class ExtractionPool:
             worker.restart()
             self._idle.put_nowait(worker)
 
-    async def extract(self, page: Page, on_outline: Callable[[Outline], None]) -> Extracted:
+    async def extract(self, page: Page, on_outline: Callable[[Outline], None], focus: Focus = NO_FOCUS) -> Extracted:
         """Outline and text of ``page``. ``on_outline`` gets the outline at once, while the text is still worked at.
 
         PageSkippedError where the page takes too long, breaks the process, or cannot be read. Cancelled, it ends the process,
@@ -58,7 +60,7 @@ class ExtractionPool:
         """
         worker = await self._idle.get()
         try:
-            return await worker.extract(page, on_outline)
+            return await worker.extract(page, on_outline, focus)
         finally:
             self._idle.put_nowait(worker)
 
@@ -87,13 +89,13 @@ class _Worker:
         self._kill()  # at once: a page that hangs takes a whole core
         self._starting = asyncio.create_task(self._start())
 
-    async def extract(self, page: Page, on_outline: Callable[[Outline], None]) -> Extracted:
+    async def extract(self, page: Page, on_outline: Callable[[Outline], None], focus: Focus) -> Extracted:
         process = await self._ready_process()
         self._num_pages += 1
         reply: Extracted | Failure | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                reply = await _converse(process, page, on_outline)
+                reply = await _converse(process, page, on_outline, focus)
         except TimeoutError as error:
             raise PageSkippedError(f"its text was not extracted within {self._timeout_s:g} s") from error
         except _WorkerError as error:
@@ -151,8 +153,8 @@ class _WorkerError(Exception):
     """The process is gone or talks nonsense."""
 
 
-async def _converse(process: Process, page: Page, on_outline: Callable[[Outline], None]) -> Extracted | Failure:
-    await _send(process, page)
+async def _converse(process: Process, page: Page, on_outline: Callable[[Outline], None], focus: Focus) -> Extracted | Failure:
+    await _send(process, page, focus)
     match await _receive(process):
         case Outline() as outline:
             on_outline(outline)
@@ -161,18 +163,18 @@ async def _converse(process: Process, page: Page, on_outline: Callable[[Outline]
         case other:
             raise _WorkerError(f"it sent {type(other).__name__} before an outline")
     match await _receive(process):
-        case Text(text):
-            return Extracted(outline, text)
+        case Text(text, score, is_cut):
+            return Extracted(outline, text, score, is_cut)
         case Failure() as failure:
             return failure
         case other:
             raise _WorkerError(f"it sent {type(other).__name__} for a text")
 
 
-async def _send(process: Process, page: Page) -> None:
+async def _send(process: Process, page: Page, focus: Focus) -> None:
     assert process.stdin is not None
     try:
-        process.stdin.write(encode_page(page))
+        process.stdin.write(encode_page(page, focus))
         await process.stdin.drain()
     except OSError as error:
         raise _WorkerError(str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NewType
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -105,6 +105,7 @@ class Scope:
     ``roots`` are what a URL must begin with, as ``(site, path)`` pairs; empty for any.
     """
 
+    kind: ScopeKind
     roots: frozenset[tuple[str, str]]
     allow: tuple[re.Pattern[str], ...] = ()
     deny: tuple[re.Pattern[str], ...] = ()
@@ -116,15 +117,21 @@ class Scope:
         """The scope of ``seeds``: their sites ("host"), their sites below the last ``/`` of their path ("prefix"), or "any"."""
         if kind not in ("host", "prefix", "any"):
             raise InvalidInputError(f"scope is 'host', 'prefix' or 'any', but {kind!r} came.")
-        roots: set[tuple[str, str]] = set()
-        for seed in seeds if kind != "any" else ():
-            roots.add((site_of(seed), urlsplit(seed).path.rpartition("/")[0] + "/" if kind == "prefix" else "/"))
-        return cls(frozenset(roots), _compile("allow", allow), _compile("deny", deny))
+        return cls(kind, frozenset(), _compile("allow", allow), _compile("deny", deny)).including(seeds)
+
+    def including(self, seeds: Sequence[CanonicalUrl]) -> Scope:
+        """The scope of these seeds too."""
+        if self.kind == "any":
+            return self
+        roots = {
+            (site_of(seed), urlsplit(seed).path.rpartition("/")[0] + "/" if self.kind == "prefix" else "/") for seed in seeds
+        }
+        return replace(self, roots=self.roots | roots)
 
     def refusal(self, url: CanonicalUrl) -> str | None:
         """Why ``url`` is not followed; None where it is."""
         site, path = site_of(url), urlsplit(url).path
-        if self.roots and not any(site == root and path.startswith(prefix) for root, prefix in self.roots):
+        if self.kind != "any" and not any(site == root and path.startswith(prefix) for root, prefix in self.roots):
             return "it is outside the scope of the seeds"
         if self.allow and not any(pattern.search(url) for pattern in self.allow):
             return "no allow pattern matches it"

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from stream2llm_rag.retrievers.crawler.pages import Outline, Page
+from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Link, Outline, Page
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl
 
 LENGTH = struct.Struct(">I")
@@ -24,9 +24,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text of the page: the last word on it."""
+    """The text of the page: the last word on it. ``score`` is its relevance, where a question was asked."""
 
     text: str
+    score: float | None = None
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,16 @@ def frame(payload: bytes) -> bytes:
     return LENGTH.pack(len(payload)) + payload
 
 
-def encode_page(page: Page) -> bytes:
-    """A page as two frames: what is known of it, and its body."""
-    return frame(json.dumps([page.url, page.content_type]).encode()) + frame(page.body)
+def encode_page(page: Page, focus: Focus = NO_FOCUS) -> bytes:
+    """A page as two frames: what is known of it and looked for in it, and its body."""
+    head = [page.url, page.content_type, focus.question, focus.max_page_tokens]
+    return frame(json.dumps(head).encode()) + frame(page.body)
 
 
-def decode_page(head: bytes, body: bytes) -> Page:
+def decode_page(head: bytes, body: bytes) -> tuple[Page, Focus]:
     """The inverse of :func:`encode_page`, given the two payloads."""
-    url, content_type = json.loads(head)
-    return Page(CanonicalUrl(url), content_type, body)
+    url, content_type, question, max_page_tokens = json.loads(head)
+    return Page(CanonicalUrl(url), content_type, body), Focus(question, max_page_tokens)
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -61,8 +64,8 @@ def encode_reply(reply: Reply) -> bytes:
     match reply:
         case Outline(title, canonical, links):
             fields = {"title": title, "canonical": canonical, "links": links}
-        case Text(text):
-            fields = {"text": text}
+        case Text(text, score, is_cut):
+            fields = {"text": text, "score": score, "is_cut": is_cut}
         case Failure(reason):
             fields = {"reason": reason}
     return frame(json.dumps([type(reply).__name__, fields]).encode())
@@ -74,10 +77,18 @@ def decode_reply(payload: bytes) -> Reply:
         case ["Ready", {}]:
             return Ready()
         case ["Outline", {"title": str() | None as title, "canonical": str() | None as canonical, "links": list(links)}]:
-            return Outline(title, CanonicalUrl(canonical) if canonical else None, tuple(map(CanonicalUrl, links)))
-        case ["Text", {"text": str(text)}]:
-            return Text(text)
+            return Outline(title, CanonicalUrl(canonical) if canonical else None, tuple(map(_decode_link, links)))
+        case ["Text", {"text": str(text), "score": float() | None as score, "is_cut": bool(is_cut)}]:
+            return Text(text, score, is_cut)
         case ["Failure", {"reason": str(reason)}]:
             return Failure(reason)
         case _:
             raise ValueError("not a reply of an extraction process")
+
+
+def _decode_link(link: Any) -> Link:
+    match link:
+        case [str(url), float(score)]:
+            return Link(CanonicalUrl(url), score)
+        case _:
+            raise ValueError("not a link of an outline")

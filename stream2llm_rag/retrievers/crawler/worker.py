@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from stream2llm_rag.retrievers.crawler.extract import decode, outline_of
-from stream2llm_rag.retrievers.crawler.pages import Page
+from stream2llm_rag.retrievers.crawler.pages import Focus, Page
+from stream2llm_rag.retrievers.crawler.relevance import excerpt
 from stream2llm_rag.retrievers.crawler.wire import LENGTH, Failure, Ready, Reply, Text, decode_page, encode_reply
 
 Extractor = Callable[[str, str], str]
@@ -31,10 +32,10 @@ def main(extractor_path: str, timeout_s: float) -> None:
         _send(replies, Failure(f"no extractor {extractor_path!r}: {error!r}"))
         return
     _send(replies, Ready())
-    while (page := _receive(pages)) is not None:
+    while (received := _receive(pages)) is not None:
         # The crawler ends a page that takes too long. Should the crawler itself be gone, the kernel does, even inside C code.
         signal.alarm(math.ceil(timeout_s) + 5)
-        for reply in read_page(page, extractor):
+        for reply in read_page(*received, extractor):
             _send(replies, reply)
         signal.alarm(0)
 
@@ -46,14 +47,21 @@ def load_extractor(path: str) -> Extractor:
     return extractor
 
 
-def read_page(page: Page, extractor: Extractor) -> Iterator[Reply]:
+def read_page(page: Page, focus: Focus, extractor: Extractor) -> Iterator[Reply]:
     """The outline as soon as it is there, so that its links are followed meanwhile; then the text."""
     try:
-        text = decode(page)
-        yield outline_of(page, text)
-        yield Text(extractor(text, page.url) if page.is_html else text)
+        text = "" if page.is_list else decode(page)
+        yield outline_of(page, text, focus.question)
+        yield _focused(extractor(text, page.url) if page.is_html else text, focus)
     except Exception as error:  # whatever a stranger's markup brings about, the next page is another one
         yield Failure(f"its text could not be extracted: {error!r}")
+
+
+def _focused(text: str, focus: Focus) -> Text:
+    if focus.question is None:
+        return Text(text)
+    kept = excerpt(focus.question, text, focus.max_page_tokens)
+    return Text(kept.text, kept.score, kept.is_cut)
 
 
 def _send(replies: BinaryIO, reply: Reply) -> None:
@@ -61,7 +69,7 @@ def _send(replies: BinaryIO, reply: Reply) -> None:
     replies.flush()
 
 
-def _receive(pages: BinaryIO) -> Page | None:
+def _receive(pages: BinaryIO) -> tuple[Page, Focus] | None:
     head = _read_frame(pages)
     body = _read_frame(pages)
     return None if head is None or body is None else decode_page(head, body)

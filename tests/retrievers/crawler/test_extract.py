@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stream2llm_rag.retrievers.crawler.extract import decode, outline_of, trafilatura_text, visible_text
-from stream2llm_rag.retrievers.crawler.pages import Outline, Page
+from stream2llm_rag.retrievers.crawler.pages import Link, Outline, Page
 
 URL = "http://h/a/page"
 
@@ -43,11 +43,11 @@ def test_links_are_absolute_canonical_and_come_once_in_order():
         '<a href="b">1</a><a href="/c#x">2</a><a href="b#y">3</a><a href="/c?utm_source=me">4</a><a href="mailto:x@y">5</a>'
         '<a href="">6</a><a>7</a><area href="http://other/"><a href="http://[bad/">8</a>'
     ).links
-    assert links == ("http://h/a/b", "http://h/c", "http://other/")
+    assert [link.url for link in links] == ["http://h/a/b", "http://h/c", "http://other/"]
 
 
 def test_links_follow_the_base_element():
-    assert outline('<head><base href="/docs/"></head><a href="x">1</a>').links == ("http://h/docs/x",)
+    assert outline('<head><base href="/docs/"></head><a href="x">1</a>').links == (Link("http://h/docs/x"),)
 
 
 def test_the_number_of_links_is_limited():

@@ -41,13 +41,40 @@ def test_every_page_comes_once_and_no_more_than_the_frontier_may_hold(targets, m
     assert len(frontier) == 0
 
 
-@given(TARGETS)
-def test_depths_come_in_order(targets):
+SCORED = st.lists(
+    st.builds(
+        lambda host, page, depth, score: Target(f"http://{host}/{page}", f"http://{host}/{page}", depth, score=score),
+        st.sampled_from("abc"),
+        st.integers(0, 9),
+        st.integers(0, 3),
+        st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    ),
+    max_size=40,
+)
+
+
+@given(SCORED)
+def test_the_best_come_first_and_among_equals_the_least_deep(targets):
     frontier = Frontier(max_urls=100)
-    for each in targets:
-        frontier.add(each)
-    depths = [each.depth for each in drain(frontier)]
-    assert depths == sorted(depths)
+    queued = {each for each in targets if frontier.add(each)}
+    for turn, each in enumerate(drain(frontier)):
+        if turn % 4 != 3:
+            assert (-each.score, each.depth) == min((-other.score, other.depth) for other in queued)
+        queued.remove(each)
+
+
+@given(SCORED)
+def test_every_fourth_turn_goes_to_the_host_served_longest_ago_and_to_its_best(targets):
+    frontier = Frontier(max_urls=100)
+    queued = {each for each in targets if frontier.add(each)}
+    last_turn: dict[str, int] = {}
+    for turn, each in enumerate(drain(frontier)):
+        origins = {origin_of(other.url) for other in queued}
+        if turn % 4 == 3:
+            assert last_turn.get(origin_of(each.url), -1) == min(last_turn.get(origin, -1) for origin in origins)
+            assert each.score == max(other.score for other in queued if origin_of(other.url) == origin_of(each.url))
+        last_turn[origin_of(each.url)] = turn
+        queued.remove(each)
 
 
 @given(TARGETS)

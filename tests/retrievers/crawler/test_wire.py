@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream2llm_rag.retrievers.crawler.pages import Outline, Page
+from stream2llm_rag.retrievers.crawler.pages import Focus, Link, Outline, Page
 from stream2llm_rag.retrievers.crawler.wire import (
     LENGTH,
     Failure,
@@ -17,10 +17,11 @@ from stream2llm_rag.retrievers.crawler.wire import (
 )
 
 TEXTS = st.text(max_size=50)
+SCORES = st.floats(0, 1)
 REPLIES = st.one_of(
     st.just(Ready()),
-    st.builds(Outline, st.none() | TEXTS, st.none() | TEXTS.filter(bool), st.lists(TEXTS).map(tuple)),
-    st.builds(Text, TEXTS),
+    st.builds(Outline, st.none() | TEXTS, st.none() | TEXTS.filter(bool), st.lists(st.builds(Link, TEXTS, SCORES)).map(tuple)),
+    st.builds(Text, TEXTS, st.none() | SCORES, st.booleans()),
     st.builds(Failure, TEXTS),
 )
 
@@ -32,15 +33,23 @@ def test_replies_survive_the_pipe(reply):
     assert decode_reply(encoded[LENGTH.size :]) == reply
 
 
-@given(st.builds(Page, TEXTS, TEXTS, st.binary(max_size=50)))
-def test_pages_survive_the_pipe(page):
-    encoded = encode_page(page)
+@given(
+    st.builds(Page, TEXTS, TEXTS, st.binary(max_size=50)), st.builds(Focus, st.none() | TEXTS, st.none() | st.integers(1, 99))
+)
+def test_pages_survive_the_pipe_with_what_is_looked_for(page, focus):
+    encoded = encode_page(page, focus)
     (size,) = LENGTH.unpack(encoded[: LENGTH.size])
     head, rest = encoded[LENGTH.size : LENGTH.size + size], encoded[LENGTH.size + size :]
-    assert decode_page(head, rest[LENGTH.size :]) == page
+    assert decode_page(head, rest[LENGTH.size :]) == (page, focus)
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xff", b"{}", b"[]", b'["Text", {}]', b'["Text", {"text": 1}]', b'["os", {}]'])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"", b"\xff", b"{}", b"[]", b'["Text", {}]', b'["Text", {"text": 1, "score": null, "is_cut": false}]', b'["os", {}]',
+        b'["Outline", {"title": null, "canonical": null, "links": [["http://h/", "high"]]}]',
+    ],
+)  # fmt: skip
 def test_anything_else_is_a_value_error(payload):
     with pytest.raises(ValueError):  # noqa: PT011 - JSON's own and ours
         decode_reply(payload)
