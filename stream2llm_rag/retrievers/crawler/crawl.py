@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,9 +15,10 @@ from hashlib import blake2b
 from stream2llm_rag.documents import Document, RetrievalEvent
 from stream2llm_rag.retrievers.crawler.fetch import ByteBudget, Fetcher
 from stream2llm_rag.retrievers.crawler.frontier import Frontier, Target
-from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Outline, Page, PageSkippedError, Redirect
+from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Outline, Page, PageSkippedError, Redirect, TryAgainError
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
 from stream2llm_rag.retrievers.crawler.pool import Extracted, ExtractionPool
+from stream2llm_rag.retrievers.crawler.retries import MAX_RETRIES, MAX_WAIT_S, wait_before_retry_s
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 from stream2llm_rag.retrievers.crawler.search import SearchHit
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, Scope, canonicalize, origin_of, site_of, strip_tracking
@@ -186,20 +188,32 @@ class Crawl:
                 self._end_list(target, extracted.outline)
             else:
                 self._emit(target, page, extracted)
+        except TryAgainError as failed:
+            self._try_again(target, failed)
         except PageSkippedError as skipped:
             self._skip(target, str(skipped))
 
     async def _fetch(self, target: Target) -> Page | Redirect:
         origin = origin_of(target.url)
+        politeness = self._services.politeness
         try:
+            if (shut_s := politeness.shut_s(origin, time.monotonic())) > 0:
+                raise PageSkippedError(f"its host asked to be left alone for another {shut_s:.0f} s")
             rules = await self._services.rules(origin)
-            self._services.politeness.learn(origin, rules.crawl_delay_s, time.monotonic())
+            politeness.learn(origin, rules.crawl_delay_s, time.monotonic())
             self._services.wake_all()
             if reason := rules.refusal(target.url):
                 raise PageSkippedError(reason)
-            return await self._services.fetcher.get_page(
+            started_s = time.monotonic()
+            page = await self._services.fetcher.get_page(
                 target.url, max_bytes=self._limits.max_page_bytes, budget=self._budget, may_list=target.may_list
             )
+            politeness.answered(origin, time.monotonic() - started_s)
+            return page
+        except TryAgainError as failed:
+            failed.wait_s = wait_before_retry_s(target.num_retries, failed.wait_s, random.random())  # noqa: S311 - no secret
+            politeness.overloaded(origin, failed.wait_s, time.monotonic())
+            raise
         finally:
             self._end_turn(target)
 
@@ -207,6 +221,19 @@ class Crawl:
         self._turns.remove(target)
         self._services.politeness.end(origin_of(target.url))
         self._services.wake_all()
+
+    def _try_again(self, target: Target, failed: TryAgainError) -> None:
+        """Queue it once more, unless that was tried often enough, or would take too long. Its host has a pause until then."""
+        reason = str(failed)
+        if target.num_retries >= MAX_RETRIES:
+            self._skip(target, f"{reason}, at each of {MAX_RETRIES + 1} tries")
+        elif failed.wait_s > MAX_WAIT_S:
+            self._skip(target, f"{reason}, and it asks to wait {failed.wait_s:.0f} s")
+        else:
+            self._frontier.put_back(replace(target, num_retries=target.num_retries + 1))
+            detail = f"{reason}, to be tried again in {failed.wait_s:.1f} s"
+            event = RetrievalEvent("retry", target.url, self._in_flight.pop(target), time.monotonic(), detail=detail)
+            self._hand_over(Outcome(None, event))
 
     def _redirect(self, target: Target, location: CanonicalUrl) -> None:
         """Queue where a redirect leads, so that it meets every check that a link meets."""

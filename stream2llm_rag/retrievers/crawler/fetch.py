@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,8 @@ import aiohttp
 from yarl import URL
 
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts, refusal
-from stream2llm_rag.retrievers.crawler.pages import Page, PageSkippedError, Redirect, is_readable, media_type_of
+from stream2llm_rag.retrievers.crawler.pages import Page, PageSkippedError, Redirect, TryAgainError, is_readable, media_type_of
+from stream2llm_rag.retrievers.crawler.retries import TRANSIENT, parse_retry_after
 from stream2llm_rag.retrievers.crawler.robots import (
     MAX_ROBOTS_BYTES,
     MAX_ROBOTS_REDIRECTS,
@@ -69,7 +71,7 @@ class Fetcher:
             if response.status in _REDIRECTS:
                 return _redirect(response, url)
             if not 200 <= response.status < 300:
-                raise PageSkippedError(f"HTTP {response.status}")
+                raise _refused(response)
             content_type = response.headers.get("Content-Type", "")
             if not is_readable(media_type := media_type_of(content_type), may_list=may_list):
                 raise PageSkippedError(f"its content type is {media_type or 'not given'}, which is not text")
@@ -112,6 +114,8 @@ class Fetcher:
                 yield response
         except TimeoutError as error:
             raise PageSkippedError(f"no complete answer within {self._timeout_s:g} s") from error
+        except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+            raise TryAgainError("the connection broke off before the answer") from error
         except aiohttp.ClientConnectorError as error:
             raise PageSkippedError(f"no connection: {error.os_error}") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: a host name or a header that aiohttp will not take
@@ -124,6 +128,13 @@ def _guarded_socket(addr_info: aiohttp.AddrInfoType) -> socket.socket:
     if reason is not None:
         raise AddressRefusedError(f"{reason}, and allow_private_hosts does not name this host")
     return socket.socket(family, kind, protocol)
+
+
+def _refused(response: aiohttp.ClientResponse) -> PageSkippedError:
+    reason = f"HTTP {response.status}"
+    if response.status not in TRANSIENT:
+        return PageSkippedError(reason)
+    return TryAgainError(reason, parse_retry_after(response.headers.get("Retry-After"), time.time()))
 
 
 def _redirect(response: aiohttp.ClientResponse, url: CanonicalUrl) -> Redirect:

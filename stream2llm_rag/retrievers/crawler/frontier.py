@@ -16,9 +16,9 @@ _FAIR_TURN = 4
 class Target:
     """A URL to fetch. ``key`` is its identity: two URLs with one key are one page.
 
-    ``depth`` counts the links from a seed, ``num_redirects`` the redirects since the last link; ``seed`` is the seed that
-    this is, or was redirected from. ``score`` says how promising it is, from 0 to 1.
-    It ``may_list`` others, as a sitemap or a feed does.
+    ``depth`` counts the links from a seed, ``num_redirects`` the redirects since the last link, ``num_retries`` the tries that
+    failed; ``seed`` is the seed that this is, or was redirected from. ``score`` says how promising it is, from 0 to 1. It
+    ``may_list`` others, as a sitemap or a feed does.
     """
 
     url: CanonicalUrl
@@ -26,6 +26,7 @@ class Target:
     depth: int = 0
     num_redirects: int = 0
     seed: CanonicalUrl | None = None
+    num_retries: int = 0
     score: float = 1.0
     may_list: bool = False
 
@@ -56,10 +57,14 @@ class Frontier:
         if target.key in self._seen or len(self._seen) >= self._max_urls:
             return False
         self._seen.add(target.key)
+        self.put_back(target)
+        return True
+
+    def put_back(self, target: Target) -> None:
+        """Queue a target that was given out before, to be tried again."""
         self._num_added += 1
         queue = self._queues.setdefault(origin_of(target.url), [])
         heapq.heappush(queue, (-target.score, target.depth, self._num_added, target))
-        return True
 
     def pop(self, wait_s: Callable[[str], float]) -> Target | None:
         """The next target, or None while no origin with queued targets is ready.

@@ -19,6 +19,14 @@ class PageSkippedError(CrawlError):
     """One page is left out; the message says why. It ends in an event of the crawl and never reaches its user."""
 
 
+class TryAgainError(PageSkippedError):
+    """A page cannot be had now, but perhaps later: not before ``wait_s`` seconds, where its host said so."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """A page as it came: ``content_type`` is the whole header, ``body`` what remains after decompression."""

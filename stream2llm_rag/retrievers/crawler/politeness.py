@@ -8,6 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from stream2llm_rag.retrievers.crawler.retries import MAX_WAIT_S
+
+_SMOOTHING = 0.3
+_QUICK_S = 0.1  # below it, a slowdown is noise
+_TOLERANCE = 2.0  # times as slow as its best answer is no slowdown yet: pages differ
+_NUM_GOOD_TO_RECOVER = 8
+_MAX_CUTS = 5
 _MAX_ORIGINS = 10_000  # beyond it, origins that are idle are forgotten
 
 
@@ -17,10 +24,18 @@ class _Origin:
     max_active: int = 1
     num_active: int = 0
     ready_at_s: float = -math.inf
+    shut_until_s: float = -math.inf
+    best_latency_s: float = math.inf
+    latency_s: float = 0.0  # smoothed
+    num_cuts: int = 0  # how often its slots were halved, less how often they were doubled again
+    num_good: int = 0  # answers since the last change of num_cuts
 
 
 class Politeness:
-    """Slots and pauses of each origin: at most ``max_active`` requests at once, starts at least ``delay_s`` apart."""
+    """Slots and pauses of each origin: at most ``max_active`` requests at once, starts at least ``delay_s`` apart.
+
+    A host that fails or slows down gets fewer at once, and its slots back as it recovers.
+    """
 
     def __init__(self, *, max_active: int, delay_s: float) -> None:
         self._max_active = max_active
@@ -32,7 +47,7 @@ class Politeness:
         state = self._origins.get(origin)
         if state is None:
             return 0.0
-        if state.num_active >= state.max_active:
+        if state.num_active >= _num_slots(state):
             return math.inf
         return max(0.0, state.ready_at_s - now_s)
 
@@ -55,6 +70,44 @@ class Politeness:
         """Give a slot back."""
         self._origins[origin].num_active -= 1
 
+    def shut_s(self, origin: str, now_s: float) -> float:
+        """For how many more seconds the host asked to be left alone, where that is longer than a crawl waits; else 0."""
+        state = self._origins.get(origin)
+        return 0.0 if state is None else max(0.0, state.shut_until_s - now_s)
+
+    def answered(self, origin: str, latency_s: float) -> None:
+        """The host gave a page after this many seconds. Where it gets slower, fewer requests go there at once."""
+        state = self._origins[origin]
+        state.latency_s += _SMOOTHING * (latency_s - state.latency_s) if state.latency_s else latency_s
+        state.best_latency_s = min(state.best_latency_s, max(latency_s, _QUICK_S))
+        state.num_good += 1
+        if state.num_cuts and state.num_good >= _NUM_GOOD_TO_RECOVER:
+            state.num_cuts -= 1
+            state.num_good = 0
+
+    def overloaded(self, origin: str, wait_s: float, now_s: float) -> None:
+        """The host could not answer: none goes there for ``wait_s`` seconds, and half as many at once after that.
+
+        Longer than a crawl waits, it counts as shut: :meth:`wait_s` says 0, for its pages to be skipped.
+        """
+        state = self._origins[origin]
+        if wait_s > MAX_WAIT_S:
+            state.shut_until_s = max(state.shut_until_s, now_s + wait_s)
+        else:
+            state.ready_at_s = max(state.ready_at_s, now_s + wait_s)
+        state.num_cuts = min(state.num_cuts + 1, _MAX_CUTS)
+        state.num_good = 0
+
     def _forget_idle(self, now_s: float) -> None:
         if len(self._origins) >= _MAX_ORIGINS:
-            self._origins = {o: state for o, state in self._origins.items() if state.num_active or state.ready_at_s > now_s}
+            self._origins = {
+                o: state
+                for o, state in self._origins.items()
+                if state.num_active or max(state.ready_at_s, state.shut_until_s) > now_s
+            }
+
+
+def _num_slots(state: _Origin) -> int:
+    """How many requests may be on their way: fewer the more the host fails, and the slower it is than at its best."""
+    slowdown = state.latency_s / (_TOLERANCE * state.best_latency_s) if state.latency_s else 1.0
+    return max(1, int((state.max_active >> state.num_cuts) / max(1.0, slowdown)))
