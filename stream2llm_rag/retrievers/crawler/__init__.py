@@ -5,7 +5,7 @@ import importlib.util
 from stream2llm_rag.errors import MissingExtraError
 
 # trafilatura and what it needs are only ever imported by the extraction processes, where a missing one would show late.
-for _module in ("aiohttp", "courlan", "lxml", "lxml_html_clean", "protego", "rank_bm25", "trafilatura", "w3lib"):
+for _module in ("aiohttp", "courlan", "lxml", "lxml_html_clean", "protego", "pypdf", "rank_bm25", "trafilatura", "w3lib"):
     if importlib.util.find_spec(_module) is None:
         raise MissingExtraError(f"{_module}, which WebCrawler needs,", "crawl")
 

@@ -23,7 +23,7 @@ from stream2llm_rag.retrievers.crawler.robots import (
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, host_and_port
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_ACCEPT = "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8"
+_ACCEPT = "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8,application/pdf;q=0.7"
 
 
 class AddressRefusedError(OSError):

@@ -12,6 +12,7 @@ _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 _LIST_TYPES = frozenset(
     {"application/xml", "text/xml", "application/rss+xml", "application/atom+xml", "application/gzip", "application/x-gzip"}
 )
+_PDF_TYPE = "application/pdf"
 _TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown"})
 
 
@@ -42,8 +43,13 @@ class Page:
 
     @property
     def is_html(self) -> bool:
-        """Whether the page has markup; else its body is its text."""
+        """Whether the page has markup."""
         return self.media_type in _HTML_TYPES
+
+    @property
+    def is_pdf(self) -> bool:
+        """Whether its body is a PDF."""
+        return self.media_type == _PDF_TYPE
 
     @property
     def is_list(self) -> bool:
@@ -99,4 +105,4 @@ def media_type_of(content_type: str) -> str:
 
 def is_readable(media_type: str, *, may_list: bool = False) -> bool:
     """Whether pages of this type can be turned into text, or, where they ``may_list`` others, into links."""
-    return media_type in _HTML_TYPES | _TEXT_TYPES or (may_list and media_type in _LIST_TYPES)
+    return media_type in _HTML_TYPES | _TEXT_TYPES | {_PDF_TYPE} or (may_list and media_type in _LIST_TYPES)

@@ -6,15 +6,19 @@ import importlib
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from stream2llm_rag.retrievers.crawler.extract import decode, outline_of
-from stream2llm_rag.retrievers.crawler.pages import Focus, Page
+from stream2llm_rag.retrievers.crawler.pages import Focus, Outline, Page
+from stream2llm_rag.retrievers.crawler.pdf import read_pdf
 from stream2llm_rag.retrievers.crawler.relevance import excerpt
 from stream2llm_rag.retrievers.crawler.wire import LENGTH, Failure, Ready, Reply, Text, decode_page, encode_reply
+
+_MAX_MEMORY_BYTES = 2_000_000_000
 
 Extractor = Callable[[str, str], str]
 """``(html, url) -> text``."""
@@ -25,6 +29,8 @@ def main(extractor_path: str, timeout_s: float) -> None:
     pages = sys.stdin.buffer
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not land between two frames
+    # A page that wants more ends in a MemoryError, or with its process; either way it costs only itself.
+    resource.setrlimit(resource.RLIMIT_DATA, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
     logging.disable(logging.CRITICAL)  # bad markup of strangers is no news; what matters goes into the reply
     try:
         extractor = load_extractor(extractor_path)
@@ -50,6 +56,11 @@ def load_extractor(path: str) -> Extractor:
 def read_page(page: Page, focus: Focus, extractor: Extractor) -> Iterator[Reply]:
     """The outline as soon as it is there, so that its links are followed meanwhile; then the text."""
     try:
+        if page.is_pdf:
+            pdf = read_pdf(page.body)
+            yield Outline(title=pdf.title)
+            yield _focused(pdf.text, focus)
+            return
         text = "" if page.is_list else decode(page)
         yield outline_of(page, text, focus.question)
         yield _focused(extractor(text, page.url) if page.is_html else text, focus)

@@ -22,6 +22,8 @@ def extract(html: str, url: str) -> str:
             signal.sigwait([signal.SIGUSR1])
         case "/raise":
             raise RuntimeError("boom")
+        case "/greedy":
+            bytearray(4_000_000_000)
         case "/babble":
             os.write(1, b"not a frame" * 1000)
         case "/modules":

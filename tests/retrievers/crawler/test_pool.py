@@ -49,6 +49,7 @@ async def test_the_outline_comes_before_the_text(pool):
     [
         ("/crash", "was killed by SIGSEGV"),
         ("/exit", "ended with exit code 3"),
+        ("/greedy", r"could not be extracted: MemoryError\(\)"),
         ("/raise", r"could not be extracted: RuntimeError\('boom'\)"),
     ],
 )
