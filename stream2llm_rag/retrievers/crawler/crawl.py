@@ -96,6 +96,8 @@ class Crawl:
         self._sources: dict[bytes, str] = {}  # by digest of the text
         self._num_pages = 0
         self._is_over = False
+        if search is not None:
+            self.failed_seeds[_SEARCH] = "it did not answer within the limits of the crawl"
         for seed in seeds:
             self._add_seed(seed)
 
@@ -139,8 +141,7 @@ class Crawl:
             self._scope = self._scope.including(urls)
             for url in urls:
                 self._add_seed(url)
-            if not urls:
-                self.failed_seeds[_SEARCH] = "it found nothing"
+            self.failed_seeds[_SEARCH] = f"it found {len(urls) or 'no'} pages"
         self._search = None
         self._hand_over(Outcome(None, event))
 

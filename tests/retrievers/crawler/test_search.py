@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -33,10 +34,18 @@ async def test_a_search_that_fails_leaves_the_other_seeds(site, crawler_on):
     assert result.skipped["the search"] == "it failed: down"
 
 
-@pytest.mark.parametrize(("hits", "reason"), [([], "the search: it found nothing"), (["http://10.0.0.1/"], "private")])
+@pytest.mark.parametrize(("hits", "reason"), [([], "the search: it found no pages"), (["http://10.0.0.1/"], "private")])
 async def test_a_search_that_leads_nowhere_is_named(crawler_on, hits, reason):
     with pytest.raises(CrawlError, match=reason):
         await crawl(crawler_on(search=InMemorySearch([SearchHit(hit) for hit in hits])))
+
+
+async def test_a_search_that_never_answers_ends_with_the_crawl(crawler_on):
+    async def silent(query: str) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(CrawlError, match="the search: it did not answer within the limits of the crawl"):
+        await crawl(crawler_on(search=FunctionSearch(silent), timeout_s=0.1))
 
 
 async def test_searxng_is_asked_for_json_with_the_question(site):
