@@ -198,7 +198,7 @@ def test_ctrl_c_ends_it_in_order(site: Site, model_path: Path, tmp_path: Path) -
         assert running.stderr is not None
         first = running.stderr.readline()
         running.send_signal(signal.SIGINT)
-        output, rest = running.communicate(timeout=60)
+        output, rest = running.communicate(timeout=200)
     assert "Start" in first
     assert (running.returncode, output) == (130, "")
     assert "Traceback" not in rest

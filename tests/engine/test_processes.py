@@ -71,7 +71,7 @@ def assert_all_end(processes: list[psutil.Process]) -> None:
 def test_ctrl_c_ends_streams_and_closes_the_engine_in_order(tmp_path: Path, model_path: Path) -> None:
     with running_script(tmp_path, model_path) as (process, children):
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=200)
         assert output.split("\n") == ["stream ended", "interrupted", ""]
         assert process.returncode == 0
         assert_all_end(children)

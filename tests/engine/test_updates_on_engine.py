@@ -59,7 +59,7 @@ async def test_answers_are_stock_vllm_s_and_documents_that_stay_at_their_places_
 ) -> None:
     with DiskANNIndex.open(directory, hop_delay_s=0.005) as index:
         retriever = RecordingRetriever(
-            DiskANNRetriever(index, lambda _: np.full(16, 0.3), top_k=6, complexity=40, beam_width=2, emit="eager")
+            DiskANNRetriever(index, lambda _: np.full(16, 0.3), top_k=12, complexity=40, beam_width=1, emit="eager")
         )
         async for _ in retriever.stream("How?"):
             pass
