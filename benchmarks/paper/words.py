@@ -18,10 +18,11 @@ match the paper's tables ([simulation.md](simulation.md)). Scheduling takes no
 time; front end, tokenisation, transfers and decoding beyond one token are left out. So ratios say more than seconds, and
 nothing here replaces a measurement on a GPU.
 
-Each figure is the median over {num_seeds} seeds of {num_requests:,} requests each (the paper: one run of 4,309 crawls or
-500 searches). Percentiles leave out ramp-up and drain: a mean retrieval's time at each end, at most a fifth of the run. A
-request that never got its answer counts as infinitely late. TTFT counts from the final context to the first token. One
-output token, prefix caching off, 2,048 tokens a step for crawls and 8,192 for searches, as in the paper.
+Each figure is the median over {num_seeds} seeds, or those of them that are there, of {num_requests:,} requests each
+(the paper: one run of 4,309 crawls or 500 searches); an interval wants two seeds at least. Percentiles leave out
+ramp-up and drain: a mean retrieval's time at each end, at most a fifth of the run. A request that never got its answer
+counts as infinitely late. TTFT counts from the final context to the first token. One output token, prefix caching off,
+2,048 tokens a step for crawls and 8,192 for searches, as in the paper.
 """
 
 FIT = """\
