@@ -9,7 +9,7 @@ a run ends by itself within its limit, so that several runs fill a cell. The way
     python benchmarks/gpu.py --cell crawler-q2-p15 --ways ns,fcfs,lcas
     python benchmarks/gpu.py --cell equality                       # the scheduler's answers against stock vLLM's
     python benchmarks/gpu.py                                       # tables of all that is there, and results/gpu/table.json
-    python benchmarks/gpu.py --tiny --folder /tmp/tiny --cell tiny # the same code on a CPU, with a small model
+    python benchmarks/gpu.py --tiny --folder build/tiny --cell tiny # the same code on a CPU, with a small model
 """
 
 from __future__ import annotations

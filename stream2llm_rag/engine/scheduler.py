@@ -4,8 +4,8 @@ The only module that touches vLLM's scheduler internals. A streaming request is 
 engine-core requests of its id carry operations (:mod:`protocol`). It is computed up to its last token but one, so that it never
 samples, until its finish lifts that cap. One with nothing to compute is *idle*: it keeps its blocks, sits in none of vLLM's
 queues, and can be evicted. Then it has *lapsed* until its next operation: it stays idle, comes back when there is room for it,
-and nobody is evicted for that, else two such streams would take turns for ever. Nothing here may raise for anything that a
-front end sends: an exception in ``Scheduler.add_request`` ends the engine core.
+and nobody is evicted for that, unless the policy weighs blocks against each other: else two such streams would take turns for
+ever. Nothing here may raise for anything that a front end sends: an exception in ``Scheduler.add_request`` ends the engine core.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class _StreamingMixin(Scheduler):
         self._streams: dict[str, _Stream] = {}
         self._idle: dict[str, Request] = {}
         self._lapsed: dict[str, Request] = {}  # those of the idle ones that have something to compute
-        self._refused_room = NO_ROOM
-        self._was_refused_at_rest = False
+        self._refused_room = NO_ROOM  # blocks and slots that did not suffice for any lapsed stream: only more may
+        self._was_refused_at_rest = False  # by a plan in which nobody else ran either
         self._num_idle_slots = 0
         self._num_partial = 0
         self._debt = 0
