@@ -5,7 +5,7 @@ engine-core requests of its id carry operations (:mod:`protocol`). It is compute
 samples, until its finish lifts that cap. One with nothing to compute is *idle*: it keeps its blocks, sits in none of vLLM's
 queues, and can be evicted. Then it has *lapsed* until its next operation: it stays idle, comes back when there is room for it,
 and nobody is evicted for that, unless the policy weighs blocks against each other: else two such streams would take turns for
-ever. Nothing here may raise for anything that a front end sends: an exception in ``Scheduler.add_request`` ends the engine core.
+ever. Nothing here may raise for anything that a front end sends: an exception from ``Scheduler.add_request`` ends the core.
 """
 
 from __future__ import annotations
