@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.kept.store import Store
 from benchmarks.paper import tables
 from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, NUM_REQUESTS, POOLS, SEEDS, Cell
 from benchmarks.paper.published import TTFT_S
-from benchmarks.paper.store import Store
 from benchmarks.paper.words import BESIDE, DIFFERENCES, FIT, GPU, INTRODUCTION, MECHANISM, PRESSURE, THROUGHPUT
 from stream2llm_rag.engine.policy import DEFAULT_POLICY, POLICIES
 from stream2llm_rag.simulation.plots import draw_all

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.published import FRONTENDS as PUBLISHED
 from benchmarks.paper.published import MECHANISMS, SPEEDUP_BY_MECHANISM, TTFT_S, Load, Triple
+from benchmarks.wording import interval, table
 from stream2llm_rag.simulation.records import Percentiles
-from stream2llm_rag.simulation.report import Interval, Row, ratio
+from stream2llm_rag.simulation.report import Row, number, ratio
 
 Rows = dict[str, Row]
 """The rows of one cell, by front end."""
@@ -18,12 +18,6 @@ NOT_RUN = "not run yet"
 _ALLOWED = 0.25
 AIMS = {1.0: ("16/11", ""), 0.5: ("14/10", ""), 0.35: ("10/7", "14/10"), 0.15: ("5/3", "6/4")}
 """Set before the runs for the crawler at delay x10, by pool: times NS at P50 / P99 without hints, and with them."""
-
-
-def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is to the left and the others to the right."""
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def load_label(load: Load) -> str:
@@ -79,8 +73,8 @@ def _cell_line(row: Row, default: str) -> Sequence[str]:
         f"**{row.frontend}**" if row.frontend == default else row.frontend,
         _triple(_parts(row.ttft_s)),
         "" if row.speedup is None else _triple(_parts(row.speedup)),
-        _interval(row.to_default.get("p50")),
-        _interval(row.to_default.get("p99")),
+        interval(row.to_default.get("p50")),
+        interval(row.to_default.get("p99")),
         f"{row.num_evictions:,.0f}",
         f"{row.num_computed / row.num_prompt_tokens:.2f}",
         f"{row.num_invalidated:,.0f}",
@@ -107,7 +101,7 @@ def aims_table(cells: dict[Cell, Rows], default: str) -> str:
 
 
 def _speedup(row: Row | None) -> str:
-    return NOT_RUN if row is None or row.speedup is None else f"{_number(row.speedup.p50)}/{_number(row.speedup.p99)}"
+    return NOT_RUN if row is None or row.speedup is None else f"{number(row.speedup.p50)}/{number(row.speedup.p99)}"
 
 
 def sooner_than_default(cells: dict[Cell, Rows], default: str, policies: Sequence[str]) -> tuple[str, int]:
@@ -120,7 +114,7 @@ def sooner_than_default(cells: dict[Cell, Rows], default: str, policies: Sequenc
                     continue
                 num_compared += 1
                 if found.high is not None and found.high < 1:
-                    lines.append((f"{load_label(cell.load)}, pool {cell.pool:g}", policy, name.upper(), _interval(found)))
+                    lines.append((f"{load_label(cell.load)}, pool {cell.pool:g}", policy, name.upper(), interval(found)))
     return table(("cell", "policy", "", f"its TTFT / {default}'s"), lines) if lines else "", num_compared
 
 
@@ -155,18 +149,4 @@ def _parts(values: Percentiles) -> Triple:
 
 
 def _triple(values: Sequence[float]) -> str:
-    return "/".join(map(_number, values))
-
-
-def _number(value: float) -> str:
-    if math.isinf(value):
-        return "never"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _interval(found: Interval | None) -> str:
-    if found is None:
-        return ""
-    if found.low is None or found.high is None:
-        return _number(found.mean)
-    return f"{_number(found.mean)} [{_number(found.low)}, {_number(found.high)}]"
+    return "/".join(map(number, values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.text import Text
 from stream2llm_rag.cli.options import write, write_json
 from stream2llm_rag.simulation import plots, report
 from stream2llm_rag.simulation.records import Percentiles
-from stream2llm_rag.simulation.report import Interval, Row
+from stream2llm_rag.simulation.report import Interval, Row, number
 from stream2llm_rag.simulation.runs import Run
 from stream2llm_rag.timeline.measures import count
 
@@ -79,7 +78,7 @@ def _work(rows: Sequence[Row]) -> Table:
             row.frontend,
             _parts(row.arrival_to_first_token_s),
             f"{row.throughput_rps:.3f}",
-            _number(row.completion_s),
+            number(row.completion_s),
             count(round(row.num_evictions)),
             count(round(row.num_computed)),
             f"{row.num_computed / row.num_prompt_tokens:.3f}",
@@ -97,14 +96,7 @@ def _table(*heads: str) -> Table:
 
 
 def _parts(values: Percentiles) -> str:
-    return "/".join(map(_number, (values.p50, values.p95, values.p99)))
-
-
-def _number(value: float) -> str:
-    """Three digits of a number, all of a large one."""
-    if math.isinf(value):
-        return "never"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return "/".join(map(number, (values.p50, values.p95, values.p99)))
 
 
 def _interval(value: Interval | None) -> str:
@@ -112,6 +104,6 @@ def _interval(value: Interval | None) -> str:
     if value is None:
         return ""
     if value.low is None or value.high is None:
-        return _number(value.mean) if value.mean > 0 else "never"
-    ends = f"[{_number(value.low)}, {_number(value.high)}]"
-    return f"{_number(value.mean)} {ends}{'*' if value.is_apart else ' '}"
+        return number(value.mean) if value.mean > 0 else "never"
+    ends = f"[{number(value.low)}, {number(value.high)}]"
+    return f"{number(value.mean)} {ends}{'*' if value.is_apart else ' '}"

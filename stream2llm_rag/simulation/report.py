@@ -117,6 +117,13 @@ def ratio(slow_s: float, fast_s: float) -> float:
     return slow_s / fast_s if fast_s > 0 else math.inf
 
 
+def number(value: float) -> str:
+    """Three digits of a number, all of a large one."""
+    if math.isinf(value):
+        return "never"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _to_default(own: dict[int, Summary], default: dict[int, Summary]) -> dict[str, Interval]:
     seeds = [seed for seed in own if seed in default]
     if not seeds:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.paper import fingerprint as module
+from benchmarks.kept import fingerprint as module
+from benchmarks.kept.fingerprint import fingerprint, modules_of
 from benchmarks.paper.cells import CELLS
-from benchmarks.paper.fingerprint import fingerprint, modules_of
 
 SETTING = CELLS[0].settings()[0]
 FUTURE, UNUSED = "import annotations\n", "import annotations\n_UNUSED = 1\n"
@@ -52,6 +52,19 @@ def test_a_run_can_reach_the_simulator_and_ours_the_engine():
     assert not any(name.startswith("stream2llm_rag.engine") for name in modules_of("ns"))
     assert {"stream2llm_rag.engine.planner", "stream2llm_rag.engine.policy.density"} <= modules_of("density+hints")
     assert "stream2llm_rag.engine.policy.density" not in modules_of("fcfs")
+
+
+def test_a_policy_from_outside_counts_with_its_module_and_all_of_ours(tmp_path, monkeypatch):
+    file = tmp_path / "outside_policy.py"
+    file.write_text("class Own: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = replace(SETTING, frontend="outside_policy:Own")
+    before = fingerprint(own)
+    assert {"stream2llm_rag.engine.policy.density", "stream2llm_rag.engine.planner"} <= modules_of(own.frontend)
+    file.write_text("class Own: ...\n\n# A remark.\n")
+    assert fingerprint(own) == before
+    file.write_text("class Own:\n    rules = 1\n")
+    assert fingerprint(own) != before
 
 
 def test_words_do_not_count(copied):

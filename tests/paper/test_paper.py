@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.paper import __main__ as command
+from benchmarks.kept import pending as command
+from benchmarks.kept.pending import adopt, pending, run_pending
+from benchmarks.kept.store import Store
 from benchmarks.paper import page
 from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, OTHERS, PRESSED, SEEDS, Cell
 from benchmarks.paper.published import FRONTENDS, TTFT_S
-from benchmarks.paper.store import Store
 from benchmarks.paper.tables import cell_table, fit_table, sooner_than_default
 from stream2llm_rag.engine.policy import POLICIES
 from stream2llm_rag.simulation.report import compare
@@ -62,20 +64,19 @@ def test_what_cannot_be_read_is_run_again(tmp_path, text):
 def test_only_what_is_missing_or_has_changed_is_run(tmp_path, monkeypatch, capsys):
     cells = (Cell(("crawler", 4, 10), 1.0), Cell(("anns", 2, 30), 0.5))
     few = {cell: cell.settings(("ns", "fcfs"), range(1), num_requests=12) for cell in cells}
-    monkeypatch.setattr(command, "CELLS", cells)
     monkeypatch.setattr(Cell, "settings", lambda cell: few[cell])
     store = Store(tmp_path)
-    assert [each.label for each in command.pending(store, "anns")] == [
+    assert [each.label for each in pending(store, cells, "anns")] == [
         "anns-2qps-x30-pool0.5 ns seed 0",
         "anns-2qps-x30-pool0.5 fcfs seed 0",
     ]
-    command.run_pending(store, command.pending(store), jobs=1)
+    run_pending(store, pending(store, cells), jobs=1)
     assert "4/4 anns-2qps-x30-pool0.5 fcfs seed 0: P50 " in capsys.readouterr().out
     again = Store(tmp_path)
-    assert command.pending(again) == []
+    assert pending(again, cells) == []
     assert compare(again.runs(cells[0]), "fcfs")[1].speedup.p50 > 1
     monkeypatch.setattr(command, "fingerprint", lambda setting: f"new code of {setting.frontend}")
-    assert len(command.pending(again)) == 4
+    assert len(pending(again, cells)) == 4
 
 
 def test_the_fit_is_near_within_a_quarter_at_both_ends(store):
@@ -139,3 +140,35 @@ def test_the_page_in_the_repository_is_what_the_results_say():
 
 def written():
     return (ROOT / "docs" / "results.md").read_text("utf-8")
+
+
+@pytest.fixture
+def renamed_code(tmp_path, monkeypatch):
+    """Two small cells that were run, and then the code has changed: ``(store, cells)``."""
+    cells = (Cell(("crawler", 4, 10), 1.0), Cell(("crawler", 4, 10), 0.5))
+    few = {cell: cell.settings(("ns", "fcfs"), range(2), num_requests=12) for cell in cells}
+    monkeypatch.setattr(Cell, "settings", lambda cell: few[cell])
+    store = Store(tmp_path)
+    run_pending(store, pending(store, cells), jobs=1)
+    monkeypatch.setattr(command, "fingerprint", lambda setting: f"new code of {setting.frontend}")
+    return store, cells
+
+
+def test_runs_of_changed_code_are_adopted_where_a_sample_comes_out_as_it_was(renamed_code, tmp_path, capsys):
+    store, cells = renamed_code
+    before = [store.runs(cell) for cell in cells]
+    assert adopt(store, pending(store, cells), num_samples=1, jobs=1) == []
+    assert capsys.readouterr().out.count("4 runs stay") == 2
+    assert pending(Store(tmp_path), cells) == []
+    assert [Store(tmp_path).runs(cell) for cell in cells] == before
+
+
+def test_no_run_of_a_front_end_is_adopted_where_one_comes_out_otherwise(renamed_code, capsys):
+    store, cells = renamed_code
+    for cell in cells:
+        for run in [run for run in store.runs(cell) if run.frontend == "fcfs"]:
+            summary = replace(run.summary, num_evictions=run.summary.num_evictions + 1)
+            store.add(cell, "old code", replace(run, summary=summary))
+    left = adopt(store, pending(store, cells), num_samples=1, jobs=1)
+    assert "fcfs: differs" in capsys.readouterr().out
+    assert [each.setting.frontend for each in left] == ["fcfs"] * 3

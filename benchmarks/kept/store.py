@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.cells import ALL_FRONTENDS, Cell
+from benchmarks.kept.cells import Cell
 from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.simulation.grid import FRONTENDS, Setting
 from stream2llm_rag.simulation.runs import Run
-
-FOLDER = Path("results/paper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Kept:
 class Store:
     """The runs of every cell that ``folder`` has. Each addition is on disk when it returns."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._cells: dict[str, dict[tuple[str, int], Kept]] = {}
 
@@ -40,6 +39,11 @@ class Store:
         """Its runs, front end by front end."""
         kept = self.of(cell)
         return [kept[key].run for key in sorted(kept, key=_place)]
+
+    def run_of(self, cell: Cell, setting: Setting) -> Run | None:
+        """The run of one setting, if it is there."""
+        kept = self.of(cell).get((setting.frontend, setting.seed))
+        return None if kept is None else kept.run
 
     def add(self, cell: Cell, fingerprint: str, run: Run) -> None:
         """Keep a run, in the place of what there was of its front end and seed."""
@@ -58,7 +62,7 @@ class Store:
 
 def _place(key: tuple[str, int]) -> tuple[int, str, int]:
     frontend, seed = key
-    return (ALL_FRONTENDS.index(frontend) if frontend in ALL_FRONTENDS else len(ALL_FRONTENDS), frontend, seed)
+    return (FRONTENDS.index(frontend) if frontend in FRONTENDS else len(FRONTENDS), frontend, seed)
 
 
 def _line(kept: Kept) -> str:

@@ -3,7 +3,8 @@
 It is a hash of the setting (with the hardware's coefficients), of vLLM's version, and of the code that a simulation can reach:
 the modules of this package that ``simulation.grid`` imports, and those that they import, as syntax trees without docstrings, so
 that words do not count. The engine is left out for front ends on stock vLLM, which do not run it, and all policies but the one
-that runs. Values and errors (``documents``, ``errors``) decide nothing.
+that runs; of one from outside, a ``module:Class``, its module counts. Values and errors (``documents``, ``errors``) decide
+nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import resolve_name
 from pathlib import Path
@@ -36,6 +38,9 @@ def fingerprint(setting: Setting) -> str:
     hashed.update(_vllm_version().encode())
     for name in sorted(modules_of(setting.frontend)):
         hashed.update(f"{name} {_digest(name)}".encode())
+    module, _, is_outside = setting.frontend.partition(":")
+    if is_outside:
+        hashed.update(_digest_of(Path(str(import_module(module).__file__))).encode())
     return hashed.hexdigest()[:16]
 
 
@@ -43,6 +48,8 @@ def fingerprint(setting: Setting) -> str:
 def modules_of(frontend: str) -> frozenset[str]:
     """The modules that a run of this front end can reach."""
     reached = _reached(_ROOT)
+    if ":" in frontend:
+        return reached.union(*(_reached(policy.__module__) for policy in POLICIES.values()))  # it may be a variant of any
     policy = POLICIES.get(frontend.partition("+")[0])
     if policy is None:
         return frozenset(name for name in reached if not _is_within(name, _ENGINE))
@@ -80,7 +87,11 @@ def _imports(name: str) -> Iterator[str]:
 
 @cache
 def _digest(name: str) -> str:
-    tree = _tree(name)
+    return _digest_of(_file(name))
+
+
+def _digest_of(file: Path) -> str:
+    tree = ast.parse(file.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [part for part in node.body if not _is_docstring(part)]

@@ -1,0 +1,1 @@
+"""Simulations whose results are kept: what is there and unchanged is not run again."""

@@ -1,0 +1,64 @@
+"""The default policy's benchmarks in other conditions, and those of its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kept.store import Store
+from benchmarks.policies import __main__ as command
+from benchmarks.policies.conditions import CONDITIONS, FRONTENDS
+from benchmarks.policies.tables import conditions_table, variants_table
+from benchmarks.policies.variants import ABLATIONS, VARIANTS, Gittins, _Indices
+from stream2llm_rag.engine.policy import make_policy
+from tests.simulation.samples import sample_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS[::2], ids=lambda condition: condition.key)
+def test_a_condition_is_the_same_for_a_seed_and_another_for_the_next(condition):
+    trace = condition.make(0)
+    assert trace == condition.make(0) != condition.make(1)
+    assert 990 <= len(trace) == len({query.query_id for query in trace}) <= 1000
+    arrivals_s = [query.arrival_s for query in trace]
+    assert arrivals_s == sorted(arrivals_s)
+
+
+def test_every_front_end_is_run_for_every_seed():
+    [first, *_] = CONDITIONS
+    settings = first.settings()
+    assert len({(setting.frontend, setting.seed) for setting in settings}) == len(settings) == 3 * len(FRONTENDS)
+
+
+def test_every_variant_is_a_policy_that_differs_from_the_default():
+    names = {setting.frontend for setting in ABLATIONS[0].settings()}
+    assert {type(make_policy(name)) for name in names} >= set(VARIANTS)
+    assert len(names) == len(VARIANTS) + 1
+
+
+def test_an_index_is_the_least_time_held_for_a_use():
+    times = _Indices(least_share=0.0)
+    for residual_s in (1.0, 1.0, 100.0, 100.0, 100.0):
+        times.add("kind", residual_s)
+    # With the two medians as pseudo-samples: seven, of which two come after one second each.
+    assert times.expected_s("kind", 0.0) == pytest.approx((2 * 1.0 + 5 * 1.0) / 2)
+    assert isinstance(Gittins()._times, _Indices)
+
+
+def test_a_front_end_that_is_surely_slower_or_sooner_is_marked(tmp_path):
+    store, condition = Store(tmp_path), CONDITIONS[0]
+    for seed in range(3):
+        for frontend, wait in (("ns", 8.0), ("density", 1.0), ("fcfs", 2.0 + seed / 100), ("lcas", 0.5 + seed / 100)):
+            run = sample_run(frontend, [wait, wait], seed=seed, series=condition.label, qps=None)
+            store.add(condition, "code", run)
+    line = conditions_table(store).splitlines()[2]
+    assert "| 3.98*/3.98* | 15.7+/15.7+ | not run yet | 8/8 | not run yet |" in line
+    assert "not run yet" in variants_table(store)
+
+
+def test_the_page_in_the_repository_is_what_the_results_say():
+    page = (ROOT / command.PAGE).read_text("utf-8")
+    assert page == command.with_tables(page, Store(ROOT / command.FOLDER))
+    assert page.count("<!-- end of ") == 2
