@@ -16,24 +16,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from stream2llm_rag.engine.settings import CoreSettings
 from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.simulation.model import LLAMA_8B
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
-
-# Llama-3.1-8B as far as a scheduler can tell models apart: grouped-query attention over the whole context.
-_MODEL: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +97,14 @@ def _vllm_config(shape: CoreShape) -> VllmConfig:
 @cache
 def _model_config(max_model_len: int) -> ModelConfig:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(_MODEL))
+        (Path(folder) / "config.json").write_text(json.dumps(LLAMA_8B))
         return ModelConfig(model=folder, skip_tokenizer_init=True, dtype="bfloat16", max_model_len=max_model_len)
 
 
 def _kv_spec(block_size: int) -> FullAttentionSpec:
     return FullAttentionSpec(
-        block_size=block_size, num_kv_heads=_MODEL["num_key_value_heads"], head_size=_MODEL["head_dim"], dtype=torch.bfloat16
+        block_size=block_size,
+        num_kv_heads=LLAMA_8B["num_key_value_heads"],
+        head_size=LLAMA_8B["head_dim"],
+        dtype=torch.bfloat16,
     )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stream2llm_rag.engine.policy import POLICIES
 from stream2llm_rag.errors import InvalidInputError, MissingExtraError, Stream2LLMError
-from stream2llm_rag.simulation.runs import Run, between
+from stream2llm_rag.simulation.records import between
+from stream2llm_rag.simulation.runs import Run
 from stream2llm_rag.simulation.step_time import Hardware, load_hardware
 from stream2llm_rag.simulation.trace import Query, Trace
 from stream2llm_rag.simulation.workloads import WORKLOADS

@@ -93,18 +93,28 @@ def summarise(records: Sequence[RequestRecord], *, trim_s: float = 0.0, deadlock
 
     A request that was never answered counts as infinite. Raises :class:`InvalidInputError` where nothing is left.
     """
-    measured = _trimmed(records, trim_s)
-    start_s = min(record.arrival_s for record in records)
-    finished = [record.finished_s for record in records if record.is_finished]
-    span_s = max(finished, default=math.inf) - start_s
+    return summarise_rounds([records], trim_s=trim_s, deadlocked=deadlocked)
+
+
+def summarise_rounds(rounds: Sequence[Sequence[RequestRecord]], *, trim_s: float = 0.0, deadlocked: bool = False) -> Summary:
+    """The figures over several ``rounds``, each trimmed for itself, as :func:`summarise` has them. Their seconds add up."""
+    if not all(rounds) or not (math.isfinite(trim_s) and trim_s >= 0):
+        counts = [len(records) for records in rounds]
+        raise InvalidInputError(f"trim_s is {trim_s} and there are {counts} records. Write 0 or more of one or more.")
+    measured = [record for records in rounds for record in between(records, trim_s)]
+    if not measured:
+        raise InvalidInputError(f"trim_s is {trim_s}, and all queries arrive within twice that. Write less.")
+    records = [record for one in rounds for record in one]
+    num_finished = sum(record.is_finished for record in records)
+    span_s = sum(map(_span_s, rounds))
     return Summary(
         num_requests=len(records),
         num_measured=len(measured),
-        num_unfinished=len(records) - len(finished),
+        num_unfinished=len(records) - num_finished,
         ttft_s=percentiles(record.ttft_s for record in measured),
         arrival_to_first_token_s=percentiles(record.arrival_to_first_token_s for record in measured),
-        completion_s=span_s if len(finished) == len(records) else math.inf,
-        throughput_rps=len(finished) / span_s if span_s > 0 else math.inf,
+        completion_s=span_s if num_finished == len(records) else math.inf,
+        throughput_rps=num_finished / span_s if span_s > 0 else math.inf if num_finished else 0.0,
         num_prompt_tokens=sum(record.num_prompt_tokens for record in records),
         num_computed=sum(record.num_computed for record in records),
         num_cached=sum(record.num_cached for record in records),
@@ -113,6 +123,13 @@ def summarise(records: Sequence[RequestRecord], *, trim_s: float = 0.0, deadlock
         num_evictions=sum(record.num_evictions for record in records),
         deadlocked=deadlocked,
     )
+
+
+def between(records: Sequence[RequestRecord], trim_s: float) -> list[RequestRecord]:
+    """The records but those that arrived in the first or the last ``trim_s`` seconds: what a summary's percentiles are over."""
+    arrivals_s = [record.arrival_s for record in records]
+    start_s, end_s = min(arrivals_s) + trim_s, max(arrivals_s) - trim_s
+    return [record for record in records if start_s <= record.arrival_s <= end_s]
 
 
 def percentiles(values: Iterable[float]) -> Percentiles:
@@ -130,13 +147,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[math.ceil(percent * len(ordered) / 100) - 1]
 
 
-def _trimmed(records: Sequence[RequestRecord], trim_s: float) -> list[RequestRecord]:
-    if not records or not (math.isfinite(trim_s) and trim_s >= 0):
-        raise InvalidInputError(f"trim_s is {trim_s} and there are {len(records)} records. Write 0 or more of one or more.")
-    arrivals = [record.arrival_s for record in records]
-    start_s, end_s = min(arrivals) + trim_s, max(arrivals) - trim_s
-    kept = [record for record in records if start_s <= record.arrival_s <= end_s]
-    if not kept:
-        span_s = max(arrivals) - min(arrivals)
-        raise InvalidInputError(f"trim_s is {trim_s}, but all queries arrive within {span_s} s. Write less than half of that.")
-    return kept
+def _span_s(records: Sequence[RequestRecord]) -> float:
+    """From the first arrival to the end of the last answer there was; 0 without one."""
+    start_s = min(record.arrival_s for record in records)
+    return max((record.finished_s for record in records if record.is_finished), default=start_s) - start_s

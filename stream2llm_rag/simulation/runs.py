@@ -46,7 +46,7 @@ class Run:
         measured: Sequence[RequestRecord],
         summary: Summary,
     ) -> Run:
-        """A run with the distributions of ``measured`` records, those between ramp-up and drain (:func:`between`)."""
+        """A run with the distributions of ``measured`` records, those between ramp-up and drain (``records.between``)."""
         ttft_s = _distribution(record.ttft_s for record in measured)
         num_invalidated = _distribution(record.num_invalidated for record in measured)
         return cls(series, qps, frontend, seed, summary, ttft_s, tuple(map(round, num_invalidated)))
@@ -74,13 +74,6 @@ class Run:
                 "num_invalidated": tuple(values["num_invalidated"]),
             }
         )
-
-
-def between(records: Sequence[RequestRecord], trim_s: float) -> list[RequestRecord]:
-    """The records but those that arrived in the first or the last ``trim_s`` seconds: what a summary's percentiles are over."""
-    arrivals_s = [record.arrival_s for record in records]
-    start_s, end_s = min(arrivals_s) + trim_s, max(arrivals_s) - trim_s
-    return [record for record in records if start_s <= record.arrival_s <= end_s]
 
 
 def _distribution(values: Iterable[float]) -> tuple[float, ...]:

@@ -6,11 +6,12 @@ import random
 
 import pytest
 
-from stream2llm_rag.bench.beside import _own_step_time, slowdown
+from stream2llm_rag.bench.beside import Beside, _own_step_time, slowdown
 from stream2llm_rag.bench.replay import Round
 from stream2llm_rag.bench.steps import Step
 from stream2llm_rag.bench.ways import NON_STREAMING
 from stream2llm_rag.simulation.step_time import StepTime
+from tests.simulation.samples import sample_run
 
 TRUTH = StepTime(base_s=0.004, token_s=5e-5)
 
@@ -44,3 +45,19 @@ def test_pauses_between_steps_belong_to_them_and_waits_for_work_do_not() -> None
 
 def test_a_round_with_few_steps_says_nothing() -> None:
     assert _own_step_time(round_of(*steps(0.0)[:3]), TRUTH) is TRUTH
+
+
+@pytest.mark.parametrize(
+    ("measured_s", "simulated_s", "informed_s", "said"),
+    [
+        (1.0, 1.1, 0.9, None),
+        (1.0, 1.1, 1.4, "errors may cancel out (1.400 s)"),
+        (1.0, 0.5, 0.9, "took 1.50 times what the calibration says"),
+        (1.0, 0.5, 0.6, "explain all of it (0.600 s)"),
+    ],
+)
+def test_where_measured_and_simulated_part_is_said_with_what_is_known_of_it(measured_s, simulated_s, informed_s, said) -> None:
+    runs = [sample_run("density", [wait, wait]) for wait in (measured_s, simulated_s, informed_s)]
+    remarks = Beside(NON_STREAMING, *runs, slowdown=1.5).remarks()
+    assert len(remarks) == (0 if said is None else 2)
+    assert all(said in remark and f"{measured_s:.3f} s, simulated {simulated_s:.3f} s" in remark for remark in remarks)

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from stream2llm_rag.errors import InvalidInputError
-from stream2llm_rag.simulation.records import summarise
-from stream2llm_rag.simulation.runs import EXCEEDING, Run, between
+from stream2llm_rag.simulation.records import between, summarise
+from stream2llm_rag.simulation.runs import EXCEEDING, Run
 from tests.simulation.samples import records, sample_run
 
 NEVER = math.inf
