@@ -23,8 +23,8 @@ setup: ## make .venv ready: pinned packages for this machine, tools, the project
 	echo "Python 3.11, 3.12 or 3.13 is needed; none of these is one: $(CANDIDATES)." \
 		"Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1
 
-test: lint types ## lint, types, and all tests; those on the real engine take minutes
-	$(BIN)/python -m pytest
+test: lint types ## lint, types, and all tests, in JOBS processes (at most 4); those on the real engine take minutes
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
 
 test-matrix: setup ## the engine's tests on every supported vLLM; of one without a build for this machine the source is checked
 	$(BIN)/python scripts/test_matrix.py

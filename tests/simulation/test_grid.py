@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from stream2llm_rag.errors import InvalidInputError, MissingExtraError
@@ -67,6 +69,7 @@ def test_several_processes_give_what_one_gives():
 def test_an_error_names_the_setting():
     with pytest.raises(InvalidInputError, match="no front end 'fastest'") as caught:
         list(run_all([Setting(SMALL, Machine(), "fastest", seed=4)]))
+    assert gc.isenabled()
     assert caught.value.__notes__ == ["In crawler, delay x2, pool 1 of h200x2, 2.0 QPS, fastest, seed 4"]
 
 
