@@ -29,8 +29,10 @@ class Document:
 class RetrievalEvent:
     """Something a retriever did, for the timeline and the result.
 
-    ``kind`` is a short verb: ``fetch`` (a page came), ``skip`` (a source was left out; ``detail`` says why), or a
-    retriever's own. ``started_s`` and ``ended_s`` are equal for an instant.
+    ``kind`` is a short verb: ``fetch`` (a page came), ``skip`` (a source was left out; ``detail`` says why), ``retry`` (it is
+    to be tried again), ``list`` and ``search`` (it led to others), or a retriever's own. ``started_s`` and ``ended_s`` are
+    equal for an instant. ``category`` is a word to count events of a kind by, such as why a source was left out. ``steps`` are
+    what was done in between; their kinds are the retriever's own.
     """
 
     kind: str
@@ -39,6 +41,8 @@ class RetrievalEvent:
     ended_s: float
     detail: str | None = None
     title: str | None = None
+    category: str | None = None
+    steps: tuple[RetrievalEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,4 +90,5 @@ class ReplayRetriever:
 
 
 def _moved(event: RetrievalEvent, shift_s: float) -> RetrievalEvent:
-    return replace(event, started_s=event.started_s + shift_s, ended_s=event.ended_s + shift_s)
+    steps = tuple(_moved(step, shift_s) for step in event.steps)
+    return replace(event, started_s=event.started_s + shift_s, ended_s=event.ended_s + shift_s, steps=steps)

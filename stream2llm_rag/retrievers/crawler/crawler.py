@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
-from stream2llm_rag import __version__
-from stream2llm_rag.errors import InvalidInputError, LifecycleError
+from stream2llm_rag.errors import LifecycleError
 from stream2llm_rag.retrievers.base import require_question
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts
-from stream2llm_rag.retrievers.crawler.crawl import Crawl, Limits, Services
+from stream2llm_rag.retrievers.crawler.crawl import Crawl
 from stream2llm_rag.retrievers.crawler.fetch import Fetcher
-from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
-from stream2llm_rag.retrievers.crawler.pool import DEFAULT_EXTRACTOR, ExtractionPool
+from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 from stream2llm_rag.retrievers.crawler.robots_cache import RobotsCache
 from stream2llm_rag.retrievers.crawler.search import SearchProvider
+from stream2llm_rag.retrievers.crawler.settings import (
+    DEFAULT_EXTRACTOR,
+    DEFAULT_USER_AGENT,
+    Extraction,
+    Limits,
+    Manners,
+    Order,
+    Taste,
+    parse_seeds,
+    require_page_timeout,
+)
 from stream2llm_rag.retrievers.crawler.stream import CrawlStream
-from stream2llm_rag.retrievers.crawler.urls import Scope, ScopeKind, parse_seed
-
-DEFAULT_USER_AGENT = f"stream2llm-rag/{__version__}"
+from stream2llm_rag.retrievers.crawler.urls import Scope, ScopeKind
+from stream2llm_rag.retrievers.crawler.visit import Services
 
 
 class WebCrawler:
@@ -67,7 +74,7 @@ class WebCrawler:
         seeds: Sequence[str] = (),
         *,
         search: SearchProvider | None = None,
-        order: Literal["relevance", "breadth"] = "relevance",
+        order: Order = "relevance",
         min_relevance: float = 0.0,
         max_page_tokens: int | None = None,
         scope: ScopeKind = "host",
@@ -89,40 +96,16 @@ class WebCrawler:
         allow_private_hosts: Collection[str] = (),
         extractor: str = DEFAULT_EXTRACTOR,
     ) -> None:
-        if isinstance(seeds, str):
-            raise InvalidInputError(f"seeds is a sequence of URLs, not one string. Write: [{seeds!r}]")
-        if not seeds and search is None:
-            raise InvalidInputError(
-                "A crawl needs at least one seed or a search, but none came. Write: WebCrawler(['https://…'])"
-            )
-        _require_relevance(order, min_relevance, max_page_tokens)
-        _require_at_least_one(
-            max_pages=max_pages,
-            max_page_bytes=max_page_bytes,
-            max_total_bytes=max_total_bytes,
-            concurrency=concurrency,
-            per_host_concurrency=per_host_concurrency,
-            num_extractors=num_extractors,
-        )
-        _require_time(timeout_s=timeout_s, page_timeout_s=page_timeout_s, extract_timeout_s=extract_timeout_s)
-        if max_depth < 0 or not 0 <= delay_s < math.inf:
-            raise InvalidInputError(f"max_depth and delay_s cannot be negative, but {max_depth!r} and {delay_s!r} came.")
-        if not user_agent.strip() or not user_agent.isprintable():
-            raise InvalidInputError(f"user_agent is one line of text that names your crawler, but {user_agent!r} came.")
-        if not all(part and part.isprintable() for part in extractor.partition(":")):
-            raise InvalidInputError(f"extractor is 'module:function', but {extractor!r} came.")
-        self._seeds = tuple(dict.fromkeys(parse_seed(seed) for seed in seeds))
+        self._seeds = parse_seeds(seeds, has_search=search is not None)
         self._scope = Scope.parse(scope, self._seeds, allow, deny)
-        self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency, min_relevance)
-        self._private_hosts = PrivateHosts.parse(allow_private_hosts)
         self._search = search
-        self._is_focused = order == "relevance"
-        self._max_page_tokens = max_page_tokens
-        self._user_agent = user_agent
-        self._obey_robots = obey_robots
-        self._page_timeout_s = page_timeout_s
+        self._taste = Taste(order, min_relevance, max_page_tokens)
+        self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency)
+        self._manners = Manners(per_host_concurrency, delay_s, user_agent, obey_robots)
+        self._page_timeout_s = require_page_timeout(page_timeout_s)
+        self._private_hosts = PrivateHosts.parse(allow_private_hosts)
         self._politeness = Politeness(max_active=per_host_concurrency, delay_s=delay_s)
-        self._pool = ExtractionPool(num_workers=num_extractors, timeout_s=extract_timeout_s, extractor=extractor)
+        self._pool = _pool(Extraction(num_extractors, extract_timeout_s, extractor))
         self._fetcher: Fetcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rules: Callable[[str], Awaitable[RobotsRules]] = self._allow_all
@@ -133,8 +116,10 @@ class WebCrawler:
         if self._fetcher is not None or self._is_closed:
             raise LifecycleError("A WebCrawler is opened once; this one was opened before. Make a new one.")
         self._loop = asyncio.get_running_loop()
-        self._fetcher = Fetcher(user_agent=self._user_agent, timeout_s=self._page_timeout_s, private_hosts=self._private_hosts)
-        if self._obey_robots:
+        self._fetcher = Fetcher(
+            user_agent=self._manners.user_agent, timeout_s=self._page_timeout_s, private_hosts=self._private_hosts
+        )
+        if self._manners.obey_robots:
             self._rules = RobotsCache(self._fetcher.get_robots).rules
         self._pool.open()
         return self
@@ -165,9 +150,9 @@ class WebCrawler:
                 "for callers on any."
             )
         services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all)
-        focus = Focus(query, self._max_page_tokens) if self._is_focused else NO_FOCUS
         search = None if self._search is None else partial(self._search.search, query)
-        crawl = Crawl(self._seeds, self._scope, self._limits, services, focus, search)
+        focus, min_relevance = self._taste.focus(query), self._taste.min_relevance
+        crawl = Crawl(self._seeds, self._scope, self._limits, services, focus, min_relevance, search)
         stream = CrawlStream(crawl, on_end=self._streams.remove)
         self._streams.append(stream)
         return stream
@@ -179,27 +164,8 @@ class WebCrawler:
             stream.wake()
 
     async def _allow_all(self, origin: str) -> RobotsRules:
-        return RobotsRules(self._user_agent)
+        return RobotsRules(self._manners.user_agent)
 
 
-def _require_at_least_one(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise InvalidInputError(f"{name} must be at least 1, but {count!r} came.")
-
-
-def _require_relevance(order: str, min_relevance: float, max_page_tokens: int | None) -> None:
-    if order not in ("relevance", "breadth"):
-        raise InvalidInputError(f"order is 'relevance' or 'breadth', but {order!r} came.")
-    if not 0 <= min_relevance <= 1:
-        raise InvalidInputError(f"min_relevance lies between 0 and 1, but {min_relevance!r} came.")
-    if max_page_tokens is not None:
-        _require_at_least_one(max_page_tokens=max_page_tokens)
-    if order == "breadth" and (min_relevance or max_page_tokens is not None):
-        raise InvalidInputError("min_relevance and max_page_tokens need order='relevance': only then are pages scored.")
-
-
-def _require_time(**times_s: float) -> None:
-    for name, time_s in times_s.items():
-        if not 0 < time_s < math.inf:
-            raise InvalidInputError(f"{name} must be a time in seconds above 0, but {time_s!r} came.")
+def _pool(extraction: Extraction) -> ExtractionPool:
+    return ExtractionPool(num_workers=extraction.num_extractors, timeout_s=extraction.timeout_s, extractor=extraction.extractor)

@@ -12,7 +12,15 @@ import aiohttp
 from yarl import URL
 
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts, refusal
-from stream2llm_rag.retrievers.crawler.pages import Page, PageSkippedError, Redirect, TryAgainError, is_readable, media_type_of
+from stream2llm_rag.retrievers.crawler.pages import (
+    Page,
+    PageSkippedError,
+    Redirect,
+    Skip,
+    TryAgainError,
+    is_readable,
+    media_type_of,
+)
 from stream2llm_rag.retrievers.crawler.retries import TRANSIENT, parse_retry_after
 from stream2llm_rag.retrievers.crawler.robots import (
     MAX_ROBOTS_BYTES,
@@ -40,7 +48,7 @@ class ByteBudget:
         """Count bytes that came; PageSkippedError once they are more than was left."""
         self.num_left -= num_bytes
         if self.num_left < 0:
-            raise PageSkippedError("the crawl's byte limit is reached")
+            raise PageSkippedError(Skip.SIZE, "the crawl's byte limit is reached")
 
 
 class Fetcher:
@@ -74,7 +82,7 @@ class Fetcher:
                 raise _refused(response)
             content_type = response.headers.get("Content-Type", "")
             if not is_readable(media_type := media_type_of(content_type), may_list=may_list):
-                raise PageSkippedError(f"its content type is {media_type or 'not given'}, which is not text")
+                raise PageSkippedError(Skip.CONTENT_TYPE, f"its content type is {media_type or 'not given'}, which is not text")
             return Page(url, content_type, await _read_body(response, max_bytes, budget))
 
     async def get_robots(self, origin: str) -> RobotsRules:
@@ -113,13 +121,14 @@ class Fetcher:
             ):
                 yield response
         except TimeoutError as error:
-            raise PageSkippedError(f"no complete answer within {self._timeout_s:g} s") from error
+            raise PageSkippedError(Skip.TIMEOUT, f"no complete answer within {self._timeout_s:g} s") from error
         except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
-            raise TryAgainError("the connection broke off before the answer") from error
+            raise TryAgainError(Skip.CONNECTION, "the connection broke off before the answer") from error
         except aiohttp.ClientConnectorError as error:
-            raise PageSkippedError(f"no connection: {error.os_error}") from error
+            why = Skip.ADDRESS if isinstance(error.os_error, AddressRefusedError) else Skip.CONNECTION
+            raise PageSkippedError(why, f"no connection: {error.os_error}") from error
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: a host name or a header that aiohttp will not take
-            raise PageSkippedError(f"no valid answer: {error or type(error).__name__}") from error
+            raise PageSkippedError(Skip.ANSWER, f"no valid answer: {error or type(error).__name__}") from error
 
 
 def _guarded_socket(addr_info: aiohttp.AddrInfoType) -> socket.socket:
@@ -133,15 +142,15 @@ def _guarded_socket(addr_info: aiohttp.AddrInfoType) -> socket.socket:
 def _refused(response: aiohttp.ClientResponse) -> PageSkippedError:
     reason = f"HTTP {response.status}"
     if response.status not in TRANSIENT:
-        return PageSkippedError(reason)
-    return TryAgainError(reason, parse_retry_after(response.headers.get("Retry-After"), time.time()))
+        return PageSkippedError(Skip.STATUS, reason)
+    return TryAgainError(Skip.STATUS, reason, parse_retry_after(response.headers.get("Retry-After"), time.time()))
 
 
 def _redirect(response: aiohttp.ClientResponse, url: CanonicalUrl) -> Redirect:
     location = response.headers.get("Location", "")
     target = canonicalize(location, base=url) if location else None
     if target is None:
-        raise PageSkippedError(f"it redirects to {location!r}, which cannot be fetched")
+        raise PageSkippedError(Skip.REDIRECT, f"it redirects to {location!r}, which cannot be fetched")
     return Redirect(target)
 
 
@@ -149,13 +158,13 @@ async def _read_body(response: aiohttp.ClientResponse, max_bytes: int, budget: B
     """The whole body, decompressed. Limits hold on what comes out, so that a small bomb stays small."""
     too_large = f"it is larger than {max_bytes} bytes"
     if (response.content_length or 0) > max_bytes:
-        raise PageSkippedError(too_large)
+        raise PageSkippedError(Skip.SIZE, too_large)
     body = bytearray()
     async for chunk in response.content.iter_any():
         budget.take(len(chunk))
         body += chunk
         if len(body) > max_bytes:
-            raise PageSkippedError(too_large)
+            raise PageSkippedError(Skip.SIZE, too_large)
     return bytes(body)
 
 

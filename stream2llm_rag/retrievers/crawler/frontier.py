@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from stream2llm_rag.documents import RetrievalEvent
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, origin_of
 
 _FAIR_TURN = 4
@@ -18,7 +19,7 @@ class Target:
 
     ``depth`` counts the links from a seed, ``num_redirects`` the redirects since the last link, ``num_retries`` the tries that
     failed; ``seed`` is the seed that this is, or was redirected from. ``score`` says how promising it is, from 0 to 1. It
-    ``may_list`` others, as a sitemap or a feed does.
+    ``may_list`` others, as a sitemap or a feed does. ``steps`` are what was done before, where a redirect led here.
     """
 
     url: CanonicalUrl
@@ -29,6 +30,7 @@ class Target:
     num_retries: int = 0
     score: float = 1.0
     may_list: bool = False
+    steps: tuple[RetrievalEvent, ...] = field(default=(), compare=False)
 
 
 class Frontier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 from stream2llm_rag.errors import CrawlError
@@ -16,15 +17,45 @@ _PDF_TYPE = "application/pdf"
 _TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown"})
 
 
+class Skip(StrEnum):
+    """Why pages are left out, in few words, to be counted by. The reason of each page says more."""
+
+    ROBOTS = "robots"
+    SCOPE = "scope"
+    ADDRESS = "address"
+    """It leads where the crawler may not connect to."""
+    CONNECTION = "connection"
+    TIMEOUT = "timeout"
+    """The answer, or the end of the crawl, came first."""
+    STATUS = "http_status"
+    ANSWER = "invalid_answer"
+    REDIRECT = "redirect"
+    CONTENT_TYPE = "content_type"
+    SIZE = "size"
+    """It is too large, or the crawl has read all the bytes that it may."""
+    OVERLOADED = "overloaded"
+    """Its host asked to be left alone for longer than a crawl waits."""
+    EXTRACTION = "extraction"
+    EMPTY = "empty"
+    RELEVANCE = "relevance"
+    DUPLICATE = "duplicate"
+    SEARCH = "search"
+    """It is no page, but a search that failed."""
+
+
 class PageSkippedError(CrawlError):
     """One page is left out; the message says why. It ends in an event of the crawl and never reaches its user."""
+
+    def __init__(self, why: Skip, reason: str) -> None:
+        super().__init__(reason)
+        self.why = why
 
 
 class TryAgainError(PageSkippedError):
     """A page cannot be had now, but perhaps later: not before ``wait_s`` seconds, where its host said so."""
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
-        super().__init__(reason)
+    def __init__(self, why: Skip, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(why, reason)
         self.wait_s = wait_s
 
 
@@ -96,6 +127,16 @@ class Outline:
     title: str | None = None
     canonical: CanonicalUrl | None = None
     links: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """All that was had from a page. ``score`` is the relevance of its text, where a question was asked."""
+
+    outline: Outline
+    text: str
+    score: float | None = None
+    is_cut: bool = False
 
 
 def media_type_of(content_type: str) -> str:

@@ -11,9 +11,9 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
-from typing import NamedTuple
 
-from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Outline, Page, PageSkippedError
+from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Extracted, Focus, Outline, Page, PageSkippedError, Skip
+from stream2llm_rag.retrievers.crawler.settings import DEFAULT_EXTRACTOR
 from stream2llm_rag.retrievers.crawler.wire import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -24,19 +24,9 @@ from stream2llm_rag.retrievers.crawler.wire import (
     encode_page,
 )
 
-DEFAULT_EXTRACTOR = "stream2llm_rag.retrievers.crawler.extract:trafilatura_text"
 _START_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 5.0
 _MAX_PAGES_PER_WORKER = 500  # lxml and trafilatura keep some memory of every page
-
-
-class Extracted(NamedTuple):
-    """All that was had from a page."""
-
-    outline: Outline
-    text: str
-    score: float | None = None
-    is_cut: bool = False
 
 
 class ExtractionPool:
@@ -97,14 +87,14 @@ class _Worker:
             async with asyncio.timeout(self._timeout_s):
                 reply = await _converse(process, page, on_outline, focus)
         except TimeoutError as error:
-            raise PageSkippedError(f"its text was not extracted within {self._timeout_s:g} s") from error
+            raise PageSkippedError(Skip.EXTRACTION, f"its text was not extracted within {self._timeout_s:g} s") from error
         except _WorkerError as error:
-            raise PageSkippedError(f"the process that extracted its text {await _ending(process)}") from error
+            raise PageSkippedError(Skip.EXTRACTION, f"the process that extracted its text {await _ending(process)}") from error
         finally:
             if reply is None or self._num_pages >= _MAX_PAGES_PER_WORKER:
                 self.restart()
         if isinstance(reply, Failure):
-            raise PageSkippedError(reply.reason)
+            raise PageSkippedError(Skip.EXTRACTION, reply.reason)
         return reply
 
     def stop(self) -> None:
@@ -123,7 +113,7 @@ class _Worker:
             return await asyncio.shield(self._starting)  # who waits may be cancelled; the start goes on for the next
         except (OSError, _WorkerError) as error:
             self.restart()
-            raise PageSkippedError(f"no process could be started to extract its text: {error}") from error
+            raise PageSkippedError(Skip.EXTRACTION, f"no process could be started to extract its text: {error}") from error
 
     async def _start(self) -> Process:
         await self._reap()

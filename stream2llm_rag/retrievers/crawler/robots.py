@@ -24,6 +24,13 @@ class RobotsRules:
     unreachable: str | None = None
     crawl_delay_s: float = 0.0
 
+    @property
+    def summary(self) -> str | None:
+        """What is special about them, in a few words; None for nothing."""
+        if self.unreachable is not None:
+            return f"could not be read: {self.unreachable}"
+        return f"asks for {self.crawl_delay_s:g} s between requests" if self.crawl_delay_s else None
+
     def refusal(self, url: str) -> str | None:
         """Why ``url`` may not be fetched; None where it may."""
         if self.unreachable is not None:

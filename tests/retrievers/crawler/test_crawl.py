@@ -6,10 +6,12 @@ import time
 import pytest
 
 from stream2llm_rag.errors import CrawlError
-from stream2llm_rag.retrievers.crawler.crawl import Crawl, Limits, Services
+from stream2llm_rag.retrievers.crawler.crawl import Crawl
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
+from stream2llm_rag.retrievers.crawler.settings import Limits
 from stream2llm_rag.retrievers.crawler.stream import CrawlStream
 from stream2llm_rag.retrievers.crawler.urls import Scope
+from stream2llm_rag.retrievers.crawler.visit import Services
 
 LIMITS = Limits(max_pages=9, max_depth=1, max_page_bytes=100, max_total_bytes=100, timeout_s=60.0, concurrency=8)
 
