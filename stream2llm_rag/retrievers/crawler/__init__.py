@@ -5,11 +5,23 @@ import importlib.util
 from stream2llm_rag.errors import MissingExtraError
 
 # trafilatura and what it needs are only ever imported by the extraction processes, where a missing one would show late.
-for _module in ("aiohttp", "courlan", "lxml", "lxml_html_clean", "protego", "pypdf", "rank_bm25", "trafilatura", "w3lib"):
+for _module in (
+    "aiohttp",
+    "courlan",
+    "hishel",
+    "lxml",
+    "lxml_html_clean",
+    "protego",
+    "pypdf",
+    "rank_bm25",
+    "trafilatura",
+    "w3lib",
+):
     if importlib.util.find_spec(_module) is None:
         raise MissingExtraError(f"{_module}, which WebCrawler needs,", "crawl")
 
 from stream2llm_rag.retrievers.crawler.crawler import WebCrawler  # noqa: E402 - only after the check above
+from stream2llm_rag.retrievers.crawler.page_cache import PageCache  # noqa: E402
 from stream2llm_rag.retrievers.crawler.search import (  # noqa: E402
     FunctionSearch,
     InMemorySearch,
@@ -23,6 +35,7 @@ __all__ = [
     "CrawlStream",
     "FunctionSearch",
     "InMemorySearch",
+    "PageCache",
     "SearchHit",
     "SearchProvider",
     "SearxNG",

@@ -6,6 +6,7 @@ A crawler follows links that strangers wrote, so it must not be talked into read
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -25,6 +26,8 @@ _MISLEADING = tuple(
         "fec0::/10",  # RFC 3879, site-local, withdrawn
     )
 )
+
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".localdomain", ".alt")
 
 
 def refusal(address: str) -> str | None:
@@ -46,6 +49,31 @@ def refusal(address: str) -> str | None:
     return None
 
 
+def written_refusal(host: str) -> str | None:
+    """Why a host is refused for how it is written alone; None where only its address could tell.
+
+    For hosts that somebody else resolves. IPv4 in every spelling that ``inet_aton`` takes counts as the address that it is, and
+    names for this machine or for what is inside a network (RFC 6761, RFC 6762, RFC 9476 and ICANN's ``.internal``) as private.
+    """
+    if (address := _address_written(host)) is not None:
+        return refusal(address)
+    name = host.rstrip(".").lower()
+    if "." not in name or name.endswith(_LOCAL_SUFFIXES):
+        return f"{host} is a name for inside a network"
+    return None
+
+
+def _address_written(host: str) -> str | None:
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host.rstrip(".")))
+    except OSError:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class PrivateHosts:
     """Hosts that may be reached wherever their name leads, as the caller named them.
@@ -57,18 +85,21 @@ class PrivateHosts:
     names: frozenset[tuple[str, int | None]] = frozenset()
 
     @classmethod
-    def parse(cls, allowed: Iterable[str]) -> PrivateHosts:
-        """Read ``host`` or ``host:port`` (IPv6: ``::1`` or ``[::1]:8080``). InvalidInputError for anything else."""
+    def parse(cls, allowed: Iterable[str], name: str = "allow_private_hosts") -> PrivateHosts:
+        """Read ``host`` or ``host:port`` (IPv6: ``::1`` or ``[::1]:8080``). InvalidInputError for anything else.
+
+        ``name`` is what the caller calls it.
+        """
         if isinstance(allowed, str):
-            raise InvalidInputError(f"allow_private_hosts is a collection of hosts, not one string. Write: [{allowed!r}]")
-        return cls(frozenset(_parse_host(text) for text in allowed))
+            raise InvalidInputError(f"{name} is a collection of hosts, not one string. Write: [{allowed!r}]")
+        return cls(frozenset(_parse_host(text, name) for text in allowed))
 
     def cover(self, host: str, port: int) -> bool:
         """Whether a connection to this host, as the URL names it, may lead to a private address."""
         return (host, port) in self.names or (host, None) in self.names
 
 
-def _parse_host(text: str) -> tuple[str, int | None]:
+def _parse_host(text: str, name: str) -> tuple[str, int | None]:
     if text.count(":") > 1 and not text.startswith("["):
         text = f"[{text}]"
     try:
@@ -77,5 +108,5 @@ def _parse_host(text: str) -> tuple[str, int | None]:
     except ValueError:
         host = port = None
     if not host or parts.netloc != text or parts.username is not None:
-        raise InvalidInputError(f"allow_private_hosts got {text!r}. Write a host or host:port, such as '127.0.0.1:8080'.")
+        raise InvalidInputError(f"{name} got {text!r}. Write a host or host:port, such as '127.0.0.1:8080'.")
     return (str(ip_address(host)) if ":" in host else host), port

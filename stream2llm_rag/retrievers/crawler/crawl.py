@@ -13,7 +13,8 @@ from functools import partial
 
 from stream2llm_rag.documents import Document, RetrievalEvent
 from stream2llm_rag.retrievers.crawler.choice import Choice
-from stream2llm_rag.retrievers.crawler.fetch import ByteBudget
+from stream2llm_rag.retrievers.crawler.cookies import CookieJar
+from stream2llm_rag.retrievers.crawler.fetch import ByteBudget, Terms
 from stream2llm_rag.retrievers.crawler.frontier import Target
 from stream2llm_rag.retrievers.crawler.pages import (
     NO_FOCUS,
@@ -60,6 +61,7 @@ class Crawl:
         focus: Focus = NO_FOCUS,
         min_relevance: float = 0.0,
         search: Callable[[], Awaitable[Sequence[SearchHit]]] | None = None,
+        cookies: CookieJar | None = None,
     ) -> None:
         self.outcomes: deque[Outcome] = deque()
         self.arrived = asyncio.Event()
@@ -67,7 +69,7 @@ class Crawl:
         self._limits = limits
         self._search = search
         self._budget = ByteBudget(limits.max_total_bytes)
-        self._visitor = Visitor(services, self._budget, focus, max_page_bytes=limits.max_page_bytes)
+        self._visitor = Visitor(services, Terms(limits.max_page_bytes, self._budget, cookies), focus)
         self._trail = Trail(scope, max_depth=limits.max_depth, max_urls=max(10_000, 20 * limits.max_pages))
         self._choice = Choice(self._trail, min_relevance=min_relevance)
         self._in_flight: set[Visit] = set()

@@ -7,15 +7,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 from stream2llm_rag.errors import LifecycleError
 from stream2llm_rag.retrievers.base import require_question
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts
+from stream2llm_rag.retrievers.crawler.cookies import GivenCookies
 from stream2llm_rag.retrievers.crawler.crawl import Crawl
 from stream2llm_rag.retrievers.crawler.fetch import Fetcher
+from stream2llm_rag.retrievers.crawler.page_cache import PageCache
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
 from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
+from stream2llm_rag.retrievers.crawler.proxy import Proxy
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 from stream2llm_rag.retrievers.crawler.robots_cache import RobotsCache
 from stream2llm_rag.retrievers.crawler.search import SearchProvider
@@ -25,10 +29,10 @@ from stream2llm_rag.retrievers.crawler.settings import (
     Extraction,
     Limits,
     Manners,
+    Network,
     Order,
     Taste,
     parse_seeds,
-    require_page_timeout,
 )
 from stream2llm_rag.retrievers.crawler.stream import CrawlStream
 from stream2llm_rag.retrievers.crawler.urls import Scope, ScopeKind
@@ -63,7 +67,11 @@ class WebCrawler:
     answer, or ``extract_timeout_s`` for its text.
 
     Private, loopback and other internal addresses are refused at each connection, unless ``allow_private_hosts`` names the host
-    (``"localhost"``) or the host and port (``"127.0.0.1:8080"``) as the URL does. ``extractor`` is the ``module:function`` that
+    (``"localhost"``) or the host and port (``"127.0.0.1:8080"``) as the URL does. ``proxy`` is a URL that all requests go
+    through; a private one must be named in ``allow_private_proxies``, and names of pages are then resolved there, unseen.
+    ``cookies`` maps a site's URL to its cookies, which are sent to its host alone; each stream keeps what sites add to them.
+    With ``cache``, a folder or a :class:`PageCache`, pages are kept on disk as HTTP allows, and asked for again only to confirm
+    them. ``extractor`` is the ``module:function`` that
     turns ``(html, url)`` into text; it is imported by the ``num_extractors`` extraction processes.
 
     Raises InvalidInputError for settings that cannot be used.
@@ -94,6 +102,10 @@ class WebCrawler:
         user_agent: str = DEFAULT_USER_AGENT,
         obey_robots: bool = True,
         allow_private_hosts: Collection[str] = (),
+        cache: str | Path | PageCache | None = None,
+        cookies: GivenCookies | None = None,
+        proxy: str | None = None,
+        allow_private_proxies: Collection[str] = (),
         extractor: str = DEFAULT_EXTRACTOR,
     ) -> None:
         self._seeds = parse_seeds(seeds, has_search=search is not None)
@@ -102,8 +114,9 @@ class WebCrawler:
         self._taste = Taste(order, min_relevance, max_page_tokens)
         self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency)
         self._manners = Manners(per_host_concurrency, delay_s, user_agent, obey_robots)
-        self._page_timeout_s = require_page_timeout(page_timeout_s)
-        self._private_hosts = PrivateHosts.parse(allow_private_hosts)
+        private_hosts = PrivateHosts.parse(allow_private_hosts)
+        self._network = Network(page_timeout_s, private_hosts, Proxy.parse(proxy, allow_private_proxies), cookies)
+        self._cache = cache if cache is None or isinstance(cache, PageCache) else PageCache(cache)
         self._politeness = Politeness(max_active=per_host_concurrency, delay_s=delay_s)
         self._pool = _pool(Extraction(num_extractors, extract_timeout_s, extractor))
         self._fetcher: Fetcher | None = None
@@ -116,9 +129,9 @@ class WebCrawler:
         if self._fetcher is not None or self._is_closed:
             raise LifecycleError("A WebCrawler is opened once; this one was opened before. Make a new one.")
         self._loop = asyncio.get_running_loop()
-        self._fetcher = Fetcher(
-            user_agent=self._manners.user_agent, timeout_s=self._page_timeout_s, private_hosts=self._private_hosts
-        )
+        if self._cache is not None:
+            await self._cache.open()
+        self._fetcher = self._network.fetcher(self._manners.user_agent, self._cache)
         if self._manners.obey_robots:
             self._rules = RobotsCache(self._fetcher.get_robots).rules
         self._pool.open()
@@ -135,6 +148,8 @@ class WebCrawler:
         async with AsyncExitStack() as stack:  # each of them, even where this is cancelled meanwhile
             stack.push_async_callback(self._fetcher.aclose)
             stack.push_async_callback(self._pool.aclose)
+            if self._cache is not None:
+                stack.push_async_callback(self._cache.aclose)
             await asyncio.gather(*(stream.stop() for stream in self._streams))
 
     def stream(self, query: str) -> CrawlStream:
@@ -152,7 +167,8 @@ class WebCrawler:
         services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all)
         search = None if self._search is None else partial(self._search.search, query)
         focus, min_relevance = self._taste.focus(query), self._taste.min_relevance
-        crawl = Crawl(self._seeds, self._scope, self._limits, services, focus, min_relevance, search)
+        jar = self._network.cookie_jar()
+        crawl = Crawl(self._seeds, self._scope, self._limits, services, focus, min_relevance, search, jar)
         stream = CrawlStream(crawl, on_end=self._streams.remove)
         self._streams.append(stream)
         return stream

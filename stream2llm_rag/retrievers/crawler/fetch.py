@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
 
-from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts, refusal
+from stream2llm_rag.retrievers.crawler.connections import AddressRefusedError, Connections
+from stream2llm_rag.retrievers.crawler.cookies import CookieJar
+from stream2llm_rag.retrievers.crawler.page_cache import PageCache, Stored
 from stream2llm_rag.retrievers.crawler.pages import (
     Page,
     PageSkippedError,
     Redirect,
     Skip,
+    Source,
     TryAgainError,
     is_readable,
     media_type_of,
@@ -28,14 +31,10 @@ from stream2llm_rag.retrievers.crawler.robots import (
     RobotsRules,
     rules_from_answer,
 )
-from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, host_and_port
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_ACCEPT = "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8,application/pdf;q=0.7"
-
-
-class AddressRefusedError(OSError):
-    """A connection would have led where this crawl may not go."""
+ACCEPT = "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8,application/pdf;q=0.7"
 
 
 class ByteBudget:
@@ -51,39 +50,69 @@ class ByteBudget:
             raise PageSkippedError(Skip.SIZE, "the crawl's byte limit is reached")
 
 
-class Fetcher:
-    """The HTTP client of a crawler, shared by its streams. Holds no cookies; takes no proxy from the environment."""
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a page is fetched: its limits, the cookies of its crawl, and whether it ``may_list`` other pages."""
 
-    def __init__(self, *, user_agent: str, timeout_s: float, private_hosts: PrivateHosts) -> None:
+    max_bytes: int
+    budget: ByteBudget
+    cookies: CookieJar | None = None
+    may_list: bool = False
+
+
+class Fetcher:
+    """The HTTP client of a crawler, shared by its streams.
+
+    Pages come through ``cache`` where there is one, apart from those of crawlers that may reach other hosts (``cache_scope``).
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        *,
+        user_agent: str,
+        timeout_s: float,
+        cache: PageCache | None = None,
+        cache_scope: str = "",
+    ) -> None:
+        self._connections = connections
         self._user_agent = user_agent
         self._timeout_s = timeout_s
-        self._private_hosts = private_hosts
-        # Two sessions, because a socket factory sees the address but not the host that it is for. The guarded one judges every
-        # connection, so that a redirect, an address in a URL and a name that changes its mind (rebinding) all meet it.
-        self._guarded = self._session(_guarded_socket)
-        self._unguarded = self._session(None)
+        self._cache = cache
+        self._cache_scope = cache_scope
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._guarded.close()
-        await self._unguarded.close()
+        await self._connections.aclose()
 
-    async def get_page(
-        self, url: CanonicalUrl, *, max_bytes: int, budget: ByteBudget, may_list: bool = False
+    async def get_page(self, url: CanonicalUrl, terms: Terms) -> Page | Redirect:
+        """Fetch a page. A redirect is not followed. PageSkippedError says why not."""
+        cookie = None if terms.cookies is None else terms.cookies.header_for(url)
+        headers = {} if cookie is None else {"Cookie": cookie}
+        if self._cache is None:
+            async with self._get(url, headers) as response:
+                return await _page(response, url, terms)
+        return await self._get_through(self._cache, url, headers, terms)
+
+    async def _get_through(
+        self, cache: PageCache, url: CanonicalUrl, headers: Mapping[str, str], terms: Terms
     ) -> Page | Redirect:
-        """Fetch a page, or a sitemap or feed where it ``may_list`` others. A redirect is not followed.
-
-        PageSkippedError says why not.
-        """
-        async with self._get(url) as response:
-            if response.status in _REDIRECTS:
-                return _redirect(response, url)
-            if not 200 <= response.status < 300:
-                raise _refused(response)
-            content_type = response.headers.get("Content-Type", "")
-            if not is_readable(media_type := media_type_of(content_type), may_list=may_list):
-                raise PageSkippedError(Skip.CONTENT_TYPE, f"its content type is {media_type or 'not given'}, which is not text")
-            return Page(url, content_type, await _read_body(response, max_bytes, budget))
+        session = self._connections.session_for(url)  # first, as it says whom we may not even ask
+        scope = f"{self._cache_scope} {'any' if self._connections.may_be_private(url) else 'public'}"
+        sent = {**{name.lower(): value for name, value in session.headers.items()}, **headers}
+        lookup = await cache.look_up(url, sent, scope=scope, max_bytes=terms.max_bytes)
+        if lookup.stored is not None and lookup.is_fresh:
+            return _stored_page(lookup.stored, url, terms, "cache")
+        async with self._get(url, lookup.headers) as response:
+            if response.status == 304 and lookup.stored is not None:
+                stored = await cache.confirm(lookup, response.headers)
+                if stored is None:
+                    raise TryAgainError(Skip.ANSWER, "HTTP 304 for another page than the one that is stored")
+                return _stored_page(stored, url, terms, "confirmed")
+            page = await _page(response, url, terms)
+            if response.status == 200 and isinstance(page, Page):
+                await cache.store(lookup, Stored(page.content_type, page.body), response.headers)
+            return page
 
     async def get_robots(self, origin: str) -> RobotsRules:
         """Fetch and read an origin's robots.txt. Does not fail: what cannot be reached disallows all (RFC 9309)."""
@@ -100,24 +129,15 @@ class Fetcher:
             return RobotsRules(self._user_agent, unreachable=str(skipped))
         return rules_from_answer(302, b"", self._user_agent)
 
-    def _session(self, socket_factory: aiohttp.SocketFactoryType | None) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            # No limit of its own: waiting for a connection would count as time of the page. Politeness limits requests.
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=socket_factory),
-            headers={"User-Agent": self._user_agent, "Accept": _ACCEPT},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),  # _get sets the one that counts
-            trust_env=False,
-        )
-
     @asynccontextmanager
-    async def _get(self, url: CanonicalUrl) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _get(self, url: CanonicalUrl, headers: Mapping[str, str] | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a GET, with everything that can go wrong on the way turned into PageSkippedError."""
-        session = self._unguarded if self._private_hosts.cover(*host_and_port(url)) else self._guarded
+        session, proxy = self._connections.session_for(url), self._connections.proxy_url
+        target = URL(url, encoded=True)
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                session.get(URL(url, encoded=True), allow_redirects=False) as response,
+                session.get(target, headers=headers, proxy=proxy, allow_redirects=False) as response,
             ):
                 yield response
         except TimeoutError as error:
@@ -131,12 +151,28 @@ class Fetcher:
             raise PageSkippedError(Skip.ANSWER, f"no valid answer: {error or type(error).__name__}") from error
 
 
-def _guarded_socket(addr_info: aiohttp.AddrInfoType) -> socket.socket:
-    family, kind, protocol, _, address = addr_info
-    reason = refusal(str(address[0]))
-    if reason is not None:
-        raise AddressRefusedError(f"{reason}, and allow_private_hosts does not name this host")
-    return socket.socket(family, kind, protocol)
+async def _page(response: aiohttp.ClientResponse, url: CanonicalUrl, terms: Terms) -> Page | Redirect:
+    """What an answer brings. PageSkippedError where that is no page, before its body is read as far as the header tells."""
+    if terms.cookies is not None:
+        terms.cookies.learn(response)
+    if response.status in _REDIRECTS:
+        return _redirect(response, url)
+    if not 200 <= response.status < 300:
+        raise _refused(response)
+    content_type = response.headers.get("Content-Type", "")
+    _require_readable(content_type, terms)
+    return Page(url, content_type, await _read_body(response, terms.max_bytes, terms.budget))
+
+
+def _stored_page(stored: Stored, url: CanonicalUrl, terms: Terms, came_from: Source) -> Page:
+    _require_readable(stored.content_type, terms)
+    terms.budget.take(len(stored.body))
+    return Page(url, stored.content_type, stored.body, came_from)
+
+
+def _require_readable(content_type: str, terms: Terms) -> None:
+    if not is_readable(media_type := media_type_of(content_type), may_list=terms.may_list):
+        raise PageSkippedError(Skip.CONTENT_TYPE, f"its content type is {media_type or 'not given'}, which is not text")
 
 
 def _refused(response: aiohttp.ClientResponse) -> PageSkippedError:

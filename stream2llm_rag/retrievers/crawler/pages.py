@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from stream2llm_rag.errors import CrawlError
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl
@@ -15,6 +15,9 @@ _LIST_TYPES = frozenset(
 )
 _PDF_TYPE = "application/pdf"
 _TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown"})
+
+
+Source: TypeAlias = Literal["network", "cache", "confirmed"]
 
 
 class Skip(StrEnum):
@@ -61,11 +64,15 @@ class TryAgainError(PageSkippedError):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page as it came: ``content_type`` is the whole header, ``body`` what remains after decompression."""
+    """A page as it came: ``content_type`` is the whole header, ``body`` what remains after decompression.
+
+    It ``came_from`` the network, from the cache without asking, or from there after its server confirmed it.
+    """
 
     url: CanonicalUrl
     content_type: str
     body: bytes
+    came_from: Source = "network"
 
     @property
     def media_type(self) -> str:

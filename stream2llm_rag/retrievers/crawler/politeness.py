@@ -1,6 +1,10 @@
 """How hard a crawler may ask each host, over all streams that share it. Pure: it is told the time.
 
 A host is an origin (``scheme://host:port``). As long as its robots.txt is not known, one request at a time goes there.
+
+aiolimiter does not fit in here: its limiter is awaited, by a task that has its page already. Here a page is chosen only when
+its host is ready, so that the best page of any ready host goes first, and a host that waits ties nothing up; and the delay of a
+host changes while it is crawled.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 from stream2llm_rag.retrievers.crawler.retries import MAX_WAIT_S
+from stream2llm_rag.retrievers.crawler.robots import MAX_CRAWL_DELAY_S
 
 _SMOOTHING = 0.3
 _QUICK_S = 0.1  # below it, a slowdown is noise
@@ -23,7 +28,9 @@ class _Origin:
     delay_s: float
     max_active: int = 1
     num_active: int = 0
-    ready_at_s: float = -math.inf
+    started_s: float = -math.inf  # the last request
+    next_start_s: float = -math.inf  # by the distance that starts keep
+    rests_until_s: float = -math.inf  # by a failure
     shut_until_s: float = -math.inf
     best_latency_s: float = math.inf
     latency_s: float = 0.0  # smoothed
@@ -34,7 +41,8 @@ class _Origin:
 class Politeness:
     """Slots and pauses of each origin: at most ``max_active`` requests at once, starts at least ``delay_s`` apart.
 
-    A host that fails or slows down gets fewer at once, and its slots back as it recovers.
+    A host that fails or slows down gets fewer at once, and its slots back as it recovers. Where less than one slot would be
+    left, starts keep a distance that follows the response time.
     """
 
     def __init__(self, *, max_active: int, delay_s: float) -> None:
@@ -49,7 +57,7 @@ class Politeness:
             return 0.0
         if state.num_active >= _num_slots(state):
             return math.inf
-        return max(0.0, state.ready_at_s - now_s)
+        return max(0.0, max(state.next_start_s, state.rests_until_s) - now_s)
 
     def start(self, origin: str, now_s: float) -> None:
         """Take a slot. :meth:`end` must follow."""
@@ -57,14 +65,21 @@ class Politeness:
             self._forget_idle(now_s)
         state = self._origins.setdefault(origin, _Origin(self._delay_s))
         state.num_active += 1
-        state.ready_at_s = now_s + state.delay_s
+        state.started_s = now_s
+        state.next_start_s = now_s + max(state.delay_s, _pace_s(state))
+
+    def spared(self, origin: str, started_s: float) -> None:
+        """The request that took its slot at ``started_s`` was not needed: nor is the distance to it, if it was the last."""
+        state = self._origins[origin]
+        if state.started_s == started_s:
+            state.next_start_s = started_s
 
     def learn(self, origin: str, crawl_delay_s: float, now_s: float) -> None:
         """The robots.txt of ``origin`` is known, and the request that waited for it starts now. Its slot must be held."""
         state = self._origins[origin]
         state.max_active = self._max_active
         state.delay_s = max(self._delay_s, crawl_delay_s)
-        state.ready_at_s = max(state.ready_at_s, now_s + state.delay_s)
+        state.next_start_s = max(state.next_start_s, now_s + state.delay_s)
 
     def end(self, origin: str) -> None:
         """Give a slot back."""
@@ -94,7 +109,7 @@ class Politeness:
         if wait_s > MAX_WAIT_S:
             state.shut_until_s = max(state.shut_until_s, now_s + wait_s)
         else:
-            state.ready_at_s = max(state.ready_at_s, now_s + wait_s)
+            state.rests_until_s = max(state.rests_until_s, now_s + wait_s)
         state.num_cuts = min(state.num_cuts + 1, _MAX_CUTS)
         state.num_good = 0
 
@@ -103,11 +118,21 @@ class Politeness:
             self._origins = {
                 o: state
                 for o, state in self._origins.items()
-                if state.num_active or max(state.ready_at_s, state.shut_until_s) > now_s
+                if state.num_active or max(state.next_start_s, state.rests_until_s, state.shut_until_s) > now_s
             }
 
 
 def _num_slots(state: _Origin) -> int:
-    """How many requests may be on their way: fewer the more the host fails, and the slower it is than at its best."""
+    """How many requests may be on their way."""
+    return max(1, int(_share(state)))
+
+
+def _pace_s(state: _Origin) -> float:
+    """Seconds between two starts at a host that has less than one slot: it is idle for the rest of the time."""
+    return min(MAX_CRAWL_DELAY_S, state.latency_s / share) if (share := _share(state)) < 1 else 0.0
+
+
+def _share(state: _Origin) -> float:
+    """Slots that the host has, in parts: fewer the more it fails, and the slower it is than at its best."""
     slowdown = state.latency_s / (_TOLERANCE * state.best_latency_s) if state.latency_s else 1.0
-    return max(1, int((state.max_active >> state.num_cuts) / max(1.0, slowdown)))
+    return max(1, state.max_active >> state.num_cuts) / max(1.0, slowdown)

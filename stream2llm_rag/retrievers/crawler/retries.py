@@ -1,4 +1,9 @@
-"""When a page that could not be had is asked for again. Pure: it is told the time."""
+"""When a page that could not be had is asked for again. Pure: it is told the time.
+
+stamina does not fit in here: it sleeps in the task that tries, and a page that did so would keep its place in the crawl. Here
+the page goes back to the frontier, others take its place, its whole host rests, and Retry-After counts. What breaks off on a
+connection that was kept open aiohttp tries again by itself.
+"""
 
 from __future__ import annotations
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
 from stream2llm_rag import __version__
 from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts
+from stream2llm_rag.retrievers.crawler.connections import Connections
+from stream2llm_rag.retrievers.crawler.cookies import CookieJar, GivenCookies, fingerprint, require_cookies
+from stream2llm_rag.retrievers.crawler.fetch import ACCEPT, Fetcher
+from stream2llm_rag.retrievers.crawler.page_cache import PageCache
 from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus
+from stream2llm_rag.retrievers.crawler.proxy import Proxy
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, parse_seed
 
 DEFAULT_USER_AGENT = f"stream2llm-rag/{__version__}"
@@ -77,6 +83,31 @@ class Manners:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """Whom a crawler may reach, and as whom."""
+
+    page_timeout_s: float
+    private_hosts: PrivateHosts
+    proxy: Proxy | None = None
+    cookies: GivenCookies | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _require_time(page_timeout_s=self.page_timeout_s)
+        require_cookies(self.cookies)
+
+    def fetcher(self, user_agent: str, cache: PageCache | None) -> Fetcher:
+        """A client of these settings, on the running event loop."""
+        headers = {"User-Agent": user_agent, "Accept": ACCEPT}
+        connections = Connections(headers=headers, private_hosts=self.private_hosts, proxy=self.proxy)
+        scope = fingerprint(self.cookies, "" if self.proxy is None else self.proxy.url)
+        return Fetcher(connections, user_agent=user_agent, timeout_s=self.page_timeout_s, cache=cache, cache_scope=scope)
+
+    def cookie_jar(self) -> CookieJar | None:
+        """The cookies of a new crawl, on the running event loop; None where it has none."""
+        return CookieJar(self.cookies) if self.cookies else None
+
+
+@dataclass(frozen=True, slots=True)
 class Extraction:
     """How pages become text. ``extractor`` is ``module:function``."""
 
@@ -102,19 +133,13 @@ def parse_seeds(seeds: Sequence[str], *, has_search: bool) -> tuple[CanonicalUrl
     return tuple(dict.fromkeys(parse_seed(seed) for seed in seeds))
 
 
-def require_page_timeout(page_timeout_s: float) -> float:
-    """The time limit of one answer, in seconds."""
-    _require_time(page_timeout_s=page_timeout_s)
-    return page_timeout_s
-
-
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
 
 
 def _require_count(least: int, **counts: Any) -> None:
     for name, count in counts.items():
-        if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
+        if not _is_number(count) or not hasattr(count, "__index__") or count < least:
             raise InvalidInputError(f"{name} is a whole number, at least {least}, but {count!r} came.")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stream2llm_rag.documents import RetrievalEvent
-from stream2llm_rag.retrievers.crawler.fetch import ByteBudget, Fetcher
+from stream2llm_rag.retrievers.crawler.fetch import Fetcher, Terms
 from stream2llm_rag.retrievers.crawler.frontier import Target
 from stream2llm_rag.retrievers.crawler.pages import (
     Extracted,
@@ -18,6 +18,7 @@ from stream2llm_rag.retrievers.crawler.pages import (
     PageSkippedError,
     Redirect,
     Skip,
+    Source,
     TryAgainError,
 )
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
@@ -25,6 +26,8 @@ from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
 from stream2llm_rag.retrievers.crawler.retries import wait_before_retry_s
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 from stream2llm_rag.retrievers.crawler.urls import origin_of
+
+_REMARKS: dict[Source, str] = {"network": "", "cache": ", from the cache", "confirmed": ", as they are in the cache"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,10 @@ class Visit:
 class Visitor:
     """Fetches the pages of one crawl, each in a turn that its host gives, and has their text extracted."""
 
-    def __init__(self, services: Services, budget: ByteBudget, focus: Focus, *, max_page_bytes: int) -> None:
+    def __init__(self, services: Services, terms: Terms, focus: Focus) -> None:
         self._services = services
-        self._budget = budget
+        self._terms = terms
         self._focus = focus
-        self._max_page_bytes = max_page_bytes
         self._met: set[str] = set()  # origins whose robots.txt was told of
 
     def wait_s(self, origin: str) -> float:
@@ -138,10 +140,12 @@ class Visitor:
 
     async def _download(self, visit: Visit) -> Page | Redirect:
         since_s = time.monotonic()
-        page = await self._services.fetcher.get_page(
-            visit.target.url, max_bytes=self._max_page_bytes, budget=self._budget, may_list=visit.target.may_list
-        )
-        self._services.politeness.answered(visit.origin, time.monotonic() - since_s)
+        terms = replace(self._terms, may_list=visit.target.may_list)
+        page = await self._services.fetcher.get_page(visit.target.url, terms)
+        if isinstance(page, Page) and page.came_from == "cache":
+            self._services.politeness.spared(visit.origin, visit.started_s)
+        else:
+            self._services.politeness.answered(visit.origin, time.monotonic() - since_s)
         if isinstance(page, Page):
-            visit.note("download", since_s, f"{len(page.body):,} bytes")
+            visit.note("download", since_s, f"{len(page.body):,} bytes{_REMARKS[page.came_from]}")
         return page

@@ -9,6 +9,7 @@ import pytest
 
 from stream2llm_rag.documents import Append, Document
 from stream2llm_rag.retrievers.crawler import CrawlStream, WebCrawler
+from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
 
 from .misbehaving import PATH
 from .site import Site, serve
@@ -35,6 +36,30 @@ def crawler_on(site: Site) -> Callable[..., WebCrawler]:
         return WebCrawler(urls, **{"num_extractors": 1, "extractor": PATH, "allow_private_hosts": [site.host], **settings})
 
     return build
+
+
+class _WarmPool(ExtractionPool):
+    """Outlives the crawlers that use it."""
+
+    def open(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+async def _warm_pool() -> AsyncIterator[ExtractionPool]:
+    pool = _WarmPool(num_workers=1, timeout_s=60.0, extractor=PATH)
+    ExtractionPool.open(pool)
+    yield pool
+    await ExtractionPool.aclose(pool)
+
+
+@pytest.fixture
+def warm(_warm_pool: ExtractionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crawlers of this module share an extraction process: for tests of what comes before extraction."""
+    monkeypatch.setattr("stream2llm_rag.retrievers.crawler.crawler._pool", lambda extraction: _warm_pool)
 
 
 @pytest.fixture

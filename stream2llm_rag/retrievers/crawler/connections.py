@@ -1,0 +1,99 @@
+"""The sockets of a crawler: whom they may lead to, directly or through a proxy."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from functools import partial
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts, refusal, written_refusal
+from stream2llm_rag.retrievers.crawler.pages import PageSkippedError, Skip
+from stream2llm_rag.retrievers.crawler.proxy import Proxy
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, host_and_port
+
+
+class AddressRefusedError(OSError):
+    """A connection would have led where this crawl may not go."""
+
+
+class Connections:
+    """HTTP sessions by whom they may reach. They hold no cookies, and take no proxy from the environment.
+
+    Two of them, because a socket factory sees the address but not the host that it is for. The guarded one judges every
+    connection, so that a redirect, an address in a URL and a name that changes its mind (rebinding) all meet it.
+
+    Behind a ``proxy`` the connections lead to it alone, and names are resolved there, out of our sight: then a host is judged
+    by how it is written (:func:`.written_refusal`), and the proxy must see to the rest.
+    """
+
+    def __init__(self, *, headers: Mapping[str, str], private_hosts: PrivateHosts, proxy: Proxy | None = None) -> None:
+        self._private_hosts = private_hosts
+        self._proxy = proxy
+        allowance = "allow_private_hosts" if proxy is None else "allow_private_proxies"
+        self._resolver = _Resolver()
+        self._guarded = _session(headers, self._resolver, partial(_guarded_socket, allowance))
+        self._unguarded = _session(headers, self._resolver, None)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._guarded.close()
+        await self._unguarded.close()
+        await self._resolver.close()
+
+    def may_be_private(self, url: CanonicalUrl) -> bool:
+        """Whether this host may be reached wherever its name leads."""
+        return self._private_hosts.cover(*host_and_port(url))
+
+    def session_for(self, url: CanonicalUrl) -> aiohttp.ClientSession:
+        """The session to ask for ``url``. PageSkippedError where a proxy would be asked for what is private."""
+        if self._proxy is None:
+            return self._unguarded if self.may_be_private(url) else self._guarded
+        if not self.may_be_private(url) and (reason := written_refusal(host_and_port(url)[0])):
+            raise PageSkippedError(Skip.ADDRESS, f"{reason}, and allow_private_hosts does not name this host")
+        return self._unguarded if self._proxy.may_be_private else self._guarded
+
+    @property
+    def proxy_url(self) -> str | None:
+        """The proxy that requests go through, for aiohttp."""
+        return None if self._proxy is None else self._proxy.url
+
+
+class _Resolver(AbstractResolver):
+    """aiohttp's own, but a name that has no address is an error of the connection: aiohttp breaks on an empty answer."""
+
+    def __init__(self) -> None:
+        self._resolver: AbstractResolver = aiohttp.DefaultResolver()
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        """The addresses of ``host``. OSError where there is none."""
+        if found := await self._resolver.resolve(host, port, family):
+            return found
+        raise OSError(None, "the name has no address")
+
+    async def close(self) -> None:
+        """Close the one underneath."""
+        await self._resolver.close()
+
+
+def _session(
+    headers: Mapping[str, str], resolver: _Resolver, socket_factory: aiohttp.SocketFactoryType | None
+) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        # No limit of its own: waiting for a connection would count as time of the page. Politeness limits requests.
+        connector=aiohttp.TCPConnector(limit=0, socket_factory=socket_factory, resolver=resolver),
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),  # the fetcher sets the one that counts
+        trust_env=False,
+    )
+
+
+def _guarded_socket(allowance: str, addr_info: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, address = addr_info
+    reason = refusal(str(address[0]))
+    if reason is not None:
+        raise AddressRefusedError(f"{reason}, and {allowance} does not name this host")
+    return socket.socket(family, kind, protocol)
