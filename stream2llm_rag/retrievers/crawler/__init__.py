@@ -4,16 +4,20 @@ import importlib.util
 
 from stream2llm_rag.errors import MissingExtraError
 
-# trafilatura and what it needs are only ever imported by the extraction processes, where a missing one would show late.
+# Some of these only the extraction processes import, where a missing one would show late.
 for _module in (
     "aiohttp",
     "courlan",
+    "datasketch",
     "hishel",
+    "htmldate",
     "lxml",
     "lxml_html_clean",
+    "prometheus_client",
     "protego",
     "pypdf",
     "rank_bm25",
+    "resiliparse",
     "trafilatura",
     "w3lib",
 ):

@@ -17,8 +17,6 @@ from stream2llm_rag.retrievers.crawler.cookies import CookieJar
 from stream2llm_rag.retrievers.crawler.fetch import ByteBudget, Terms
 from stream2llm_rag.retrievers.crawler.frontier import Target
 from stream2llm_rag.retrievers.crawler.pages import (
-    NO_FOCUS,
-    Focus,
     Outline,
     Page,
     PageSkippedError,
@@ -28,7 +26,7 @@ from stream2llm_rag.retrievers.crawler.pages import (
 )
 from stream2llm_rag.retrievers.crawler.retries import MAX_RETRIES, MAX_WAIT_S
 from stream2llm_rag.retrievers.crawler.search import SearchHit
-from stream2llm_rag.retrievers.crawler.settings import Limits
+from stream2llm_rag.retrievers.crawler.settings import Limits, Taste
 from stream2llm_rag.retrievers.crawler.trail import Trail
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, Scope, canonicalize
 from stream2llm_rag.retrievers.crawler.visit import Services, Visit, Visitor
@@ -58,8 +56,8 @@ class Crawl:
         scope: Scope,
         limits: Limits,
         services: Services,
-        focus: Focus = NO_FOCUS,
-        min_relevance: float = 0.0,
+        taste: Taste,
+        question: str,
         search: Callable[[], Awaitable[Sequence[SearchHit]]] | None = None,
         cookies: CookieJar | None = None,
     ) -> None:
@@ -69,9 +67,9 @@ class Crawl:
         self._limits = limits
         self._search = search
         self._budget = ByteBudget(limits.max_total_bytes)
-        self._visitor = Visitor(services, Terms(limits.max_page_bytes, self._budget, cookies), focus)
+        self._visitor = Visitor(services, Terms(limits.max_page_bytes, self._budget, cookies), taste.focus(question))
         self._trail = Trail(scope, max_depth=limits.max_depth, max_urls=max(10_000, 20 * limits.max_pages))
-        self._choice = Choice(self._trail, min_relevance=min_relevance)
+        self._choice = Choice(self._trail, min_relevance=taste.min_relevance, max_similarity=taste.max_similarity)
         self._in_flight: set[Visit] = set()
         self._num_pages = 0
         self._is_over = False

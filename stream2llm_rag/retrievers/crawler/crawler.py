@@ -18,13 +18,12 @@ from stream2llm_rag.retrievers.crawler.crawl import Crawl
 from stream2llm_rag.retrievers.crawler.fetch import Fetcher
 from stream2llm_rag.retrievers.crawler.page_cache import PageCache
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
-from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
+from stream2llm_rag.retrievers.crawler.pool import DEFAULT_EXTRACTOR
 from stream2llm_rag.retrievers.crawler.proxy import Proxy
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 from stream2llm_rag.retrievers.crawler.robots_cache import RobotsCache
 from stream2llm_rag.retrievers.crawler.search import SearchProvider
 from stream2llm_rag.retrievers.crawler.settings import (
-    DEFAULT_EXTRACTOR,
     DEFAULT_USER_AGENT,
     Extraction,
     Limits,
@@ -59,7 +58,9 @@ class WebCrawler:
     question. Links are scored against the question by BM25, over their texts and addresses, and with the promise of the page
     they stand on; one page in four comes from the host served longest ago. ``order="breadth"`` follows them by depth instead.
     With ``order="relevance"`` each document has a ``score`` from 0 to 1, pages below ``min_relevance`` are left out, and of a
-    page with more than about ``max_page_tokens`` tokens only the best passages are kept (``metadata["is_cut"]``).
+    page with more than about ``max_page_tokens`` tokens only the best passages are kept (``metadata["is_cut"]``). A page whose
+    text came before is left out, and so is one that has more than a share of ``max_similarity`` of its wording in common with
+    another (1 for no such limit).
 
     ``scope`` says which links and redirects are followed: to the site of a seed (``"host"``), below the last ``/`` of a seed's
     path (``"prefix"``), or ``"any"``; of these, the URLs that one of the regular expressions ``allow`` finds, if there are any,
@@ -85,6 +86,7 @@ class WebCrawler:
         order: Order = "relevance",
         min_relevance: float = 0.0,
         max_page_tokens: int | None = None,
+        max_similarity: float = 0.9,
         scope: ScopeKind = "host",
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
@@ -111,14 +113,14 @@ class WebCrawler:
         self._seeds = parse_seeds(seeds, has_search=search is not None)
         self._scope = Scope.parse(scope, self._seeds, allow, deny)
         self._search = search
-        self._taste = Taste(order, min_relevance, max_page_tokens)
+        self._taste = Taste(order, min_relevance, max_page_tokens, max_similarity)
         self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency)
         self._manners = Manners(per_host_concurrency, delay_s, user_agent, obey_robots)
         private_hosts = PrivateHosts.parse(allow_private_hosts)
         self._network = Network(page_timeout_s, private_hosts, Proxy.parse(proxy, allow_private_proxies), cookies)
         self._cache = cache if cache is None or isinstance(cache, PageCache) else PageCache(cache)
         self._politeness = Politeness(max_active=per_host_concurrency, delay_s=delay_s)
-        self._pool = _pool(Extraction(num_extractors, extract_timeout_s, extractor))
+        self._pool = Extraction(num_extractors, extract_timeout_s, extractor, signs=max_similarity < 1).pool()
         self._fetcher: Fetcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rules: Callable[[str], Awaitable[RobotsRules]] = self._allow_all
@@ -166,9 +168,8 @@ class WebCrawler:
             )
         services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all)
         search = None if self._search is None else partial(self._search.search, query)
-        focus, min_relevance = self._taste.focus(query), self._taste.min_relevance
         jar = self._network.cookie_jar()
-        crawl = Crawl(self._seeds, self._scope, self._limits, services, focus, min_relevance, search, jar)
+        crawl = Crawl(self._seeds, self._scope, self._limits, services, self._taste, query, search, jar)
         stream = CrawlStream(crawl, on_end=self._streams.remove)
         self._streams.append(stream)
         return stream
@@ -181,7 +182,3 @@ class WebCrawler:
 
     async def _allow_all(self, origin: str) -> RobotsRules:
         return RobotsRules(self._manners.user_agent)
-
-
-def _pool(extraction: Extraction) -> ExtractionPool:
-    return ExtractionPool(num_workers=extraction.num_extractors, timeout_s=extraction.timeout_s, extractor=extraction.extractor)

@@ -15,6 +15,7 @@ import trafilatura
 from lxml.etree import ParserError, _Element  # type: ignore[import-untyped]
 from w3lib.encoding import html_to_unicode
 
+from stream2llm_rag.retrievers.crawler.dates import date_of
 from stream2llm_rag.retrievers.crawler.lists import entries_of
 from stream2llm_rag.retrievers.crawler.pages import Link, Outline, Page
 from stream2llm_rag.retrievers.crawler.relevance import scores_of
@@ -54,7 +55,8 @@ def outline_of(page: Page, text: str, question: str | None = None) -> Outline:
         return Outline()
     base = next((urls[0] for urls in [root.xpath("//base/@href")] if urls), None)
     base_url = (canonicalize(base, base=page.url) if base else None) or page.url
-    return Outline(_title(root), _canonical(root, base_url), _scored(_links(root, base_url), question))
+    links = _scored(_links(root, base_url), question)
+    return Outline(_title(root), _canonical(root, base_url), links, date_of(root, page.url))
 
 
 def parse_html(text: str) -> _Element | None:
@@ -118,8 +120,16 @@ def _scored(links: dict[CanonicalUrl, list[str]], question: str | None) -> tuple
 
 
 def trafilatura_text(html: str, url: str) -> str:
-    """The main text of an HTML page, or all that its body shows where trafilatura sees no main text."""
-    return trafilatura.extract(html, url=url, favor_recall=True, include_comments=False) or visible_text(html)
+    """The main text of an HTML page, or what :func:`resiliparse_text` has where trafilatura sees no main text."""
+    return trafilatura.extract(html, url=url, favor_recall=True, include_comments=False) or resiliparse_text(html, url)
+
+
+def resiliparse_text(html: str, url: str) -> str:
+    """The main text of an HTML page, found by quick rules, or all that its body shows where they leave nothing."""
+    from resiliparse.extract.html2text import extract_plain_text  # most crawls never need it
+
+    text: str = extract_plain_text(html, main_content=True, alt_texts=False)
+    return text or visible_text(html)
 
 
 def visible_text(html: str) -> str:

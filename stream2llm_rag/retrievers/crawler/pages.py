@@ -42,6 +42,7 @@ class Skip(StrEnum):
     EMPTY = "empty"
     RELEVANCE = "relevance"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
     SEARCH = "search"
     """It is no page, but a search that failed."""
 
@@ -127,23 +128,29 @@ class Link(NamedTuple):
 class Outline:
     """What a page says of itself and of others: cheap to get, and had before its text.
 
-    ``canonical`` is the address that it claims for itself (RFC 6596), if any. ``links`` come once each: best first where
-    there is a question, else in document order.
+    ``canonical`` is the address that it claims for itself (RFC 6596), if any, and ``date`` its date as ``YYYY-MM-DD``.
+    ``links`` come once each: best first where there is a question, else in document order.
     """
 
     title: str | None = None
     canonical: CanonicalUrl | None = None
     links: tuple[Link, ...] = ()
+    date: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """All that was had from a page. ``score`` is the relevance of its text, where a question was asked."""
+    """All that was had from a page.
+
+    ``score`` is the relevance of its text, where a question was asked; ``signature`` is that of the whole text before anything
+    was cut, where one was wanted and the text is long enough (:mod:`.similarity`).
+    """
 
     outline: Outline
     text: str
     score: float | None = None
     is_cut: bool = False
+    signature: bytes | None = None
 
 
 def media_type_of(content_type: str) -> str:

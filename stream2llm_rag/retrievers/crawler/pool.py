@@ -13,7 +13,6 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 
 from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Extracted, Focus, Outline, Page, PageSkippedError, Skip
-from stream2llm_rag.retrievers.crawler.settings import DEFAULT_EXTRACTOR
 from stream2llm_rag.retrievers.crawler.wire import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -24,16 +23,20 @@ from stream2llm_rag.retrievers.crawler.wire import (
     encode_page,
 )
 
+DEFAULT_EXTRACTOR = "stream2llm_rag.retrievers.crawler.extract:trafilatura_text"
 _START_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 5.0
 _MAX_PAGES_PER_WORKER = 500  # lxml and trafilatura keep some memory of every page
 
 
 class ExtractionPool:
-    """Turns pages into text in ``num_workers`` processes; further pages wait in order of arrival."""
+    """Turns pages into text in ``num_workers`` processes; further pages wait in order of arrival.
 
-    def __init__(self, *, num_workers: int, timeout_s: float, extractor: str = DEFAULT_EXTRACTOR) -> None:
-        self._workers = [_Worker(extractor, timeout_s) for _ in range(num_workers)]
+    Where it ``signs``, texts come with a signature to tell near duplicates by.
+    """
+
+    def __init__(self, *, num_workers: int, timeout_s: float, extractor: str = DEFAULT_EXTRACTOR, signs: bool = False) -> None:
+        self._workers = [_Worker(extractor, timeout_s, signs) for _ in range(num_workers)]
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()  # holds each worker at most once
 
     def open(self) -> None:
@@ -64,10 +67,10 @@ class ExtractionPool:
 class _Worker:
     """One process after another."""
 
-    def __init__(self, extractor: str, timeout_s: float) -> None:
+    def __init__(self, extractor: str, timeout_s: float, signs: bool) -> None:
         self._command = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from stream2llm_rag.retrievers.crawler.worker import main; main({extractor!r}, {timeout_s!r})"
+            f"from stream2llm_rag.retrievers.crawler.worker import main; main({extractor!r}, {timeout_s!r}, {signs!r})"
         )
         self._timeout_s = timeout_s
         self._process: Process | None = None
@@ -153,8 +156,8 @@ async def _converse(process: Process, page: Page, on_outline: Callable[[Outline]
         case other:
             raise _WorkerError(f"it sent {type(other).__name__} before an outline")
     match await _receive(process):
-        case Text(text, score, is_cut):
-            return Extracted(outline, text, score, is_cut)
+        case Text(text, score, is_cut, signature):
+            return Extracted(outline, text, score, is_cut, signature)
         case Failure() as failure:
             return failure
         case other:

@@ -84,8 +84,13 @@ def estimate_tokens(text: str) -> int:
     return -(-num_ascii // 4) + len(text) - num_ascii
 
 
+def terms_of(text: str) -> list[str]:
+    """The words of ``text`` in lower case; of scripts without spaces each character."""
+    return _TERM.findall(text.lower())
+
+
 def _terms(text: str) -> list[str]:
-    return [term for term in _TERM.findall(text.lower()) if term not in _STOP_WORDS]
+    return [term for term in terms_of(text) if term not in _STOP_WORDS]
 
 
 def _pieces(text: str) -> Iterator[str]:

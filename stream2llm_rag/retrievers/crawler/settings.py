@@ -16,11 +16,12 @@ from stream2llm_rag.retrievers.crawler.cookies import CookieJar, GivenCookies, f
 from stream2llm_rag.retrievers.crawler.fetch import ACCEPT, Fetcher
 from stream2llm_rag.retrievers.crawler.page_cache import PageCache
 from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus
+from stream2llm_rag.retrievers.crawler.pool import ExtractionPool
 from stream2llm_rag.retrievers.crawler.proxy import Proxy
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, parse_seed
 
 DEFAULT_USER_AGENT = f"stream2llm-rag/{__version__}"
-DEFAULT_EXTRACTOR = "stream2llm_rag.retrievers.crawler.extract:trafilatura_text"
+FAST_EXTRACTOR = "stream2llm_rag.retrievers.crawler.extract:resiliparse_text"
 
 Order: TypeAlias = Literal["relevance", "breadth"]
 
@@ -50,11 +51,12 @@ class Taste:
     order: Order
     min_relevance: float
     max_page_tokens: int | None
+    max_similarity: float
 
     def __post_init__(self) -> None:
         if self.order not in get_args(Order):
             raise InvalidInputError(f"order is 'relevance' or 'breadth', but {self.order!r} came.")
-        _require_share(min_relevance=self.min_relevance)
+        _require_share(min_relevance=self.min_relevance, max_similarity=self.max_similarity)
         if self.max_page_tokens is not None:
             _require_count(1, max_page_tokens=self.max_page_tokens)
         if self.order == "breadth" and (self.min_relevance or self.max_page_tokens is not None):
@@ -109,19 +111,27 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """How pages become text. ``extractor`` is ``module:function``."""
+    """How pages become text. ``extractor`` is ``module:function`` or ``fast``; texts are signed to tell near duplicates by."""
 
     num_extractors: int
     timeout_s: float
     extractor: str
+    signs: bool
 
     def __post_init__(self) -> None:
         _require_count(1, num_extractors=self.num_extractors)
         _require_time(extract_timeout_s=self.timeout_s)
-        if not isinstance(self.extractor, str) or not all(
-            part and part.isprintable() for part in self.extractor.partition(":")
-        ):
-            raise InvalidInputError(f"extractor is 'module:function', but {self.extractor!r} came.")
+        if not isinstance(self.extractor, str) or not all(part and part.isprintable() for part in self.path.partition(":")):
+            raise InvalidInputError(f"extractor is 'fast' or 'module:function', but {self.extractor!r} came.")
+
+    @property
+    def path(self) -> str:
+        """The extractor as ``module:function``."""
+        return FAST_EXTRACTOR if self.extractor == "fast" else self.extractor
+
+    def pool(self) -> ExtractionPool:
+        """The processes that do it, not started yet."""
+        return ExtractionPool(num_workers=self.num_extractors, timeout_s=self.timeout_s, extractor=self.path, signs=self.signs)
 
 
 def parse_seeds(seeds: Sequence[str], *, has_search: bool) -> tuple[CanonicalUrl, ...]:

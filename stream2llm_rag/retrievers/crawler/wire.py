@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Link, Outline, Page
+from stream2llm_rag.retrievers.crawler.similarity import SIGNATURE_BYTES
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl
 
 LENGTH = struct.Struct(">I")
@@ -24,11 +25,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text of the page: the last word on it. ``score`` is its relevance, where a question was asked."""
+    """The text of the page: the last word on it. The rest is as in :class:`.Extracted`."""
 
     text: str
     score: float | None = None
     is_cut: bool = False
+    signature: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,10 @@ def encode_reply(reply: Reply) -> bytes:
     """A reply as one frame."""
     fields: dict[str, Any] = {}
     match reply:
-        case Outline(title, canonical, links):
-            fields = {"title": title, "canonical": canonical, "links": links}
-        case Text(text, score, is_cut):
-            fields = {"text": text, "score": score, "is_cut": is_cut}
+        case Outline(title, canonical, links, date):
+            fields = {"title": title, "canonical": canonical, "links": links, "date": date}
+        case Text(text, score, is_cut, signature):
+            fields = {"text": text, "score": score, "is_cut": is_cut, "signature": signature and signature.hex()}
         case Failure(reason):
             fields = {"reason": reason}
     return frame(json.dumps([type(reply).__name__, fields]).encode())
@@ -76,14 +78,37 @@ def decode_reply(payload: bytes) -> Reply:
     match json.loads(payload):
         case ["Ready", {}]:
             return Ready()
-        case ["Outline", {"title": str() | None as title, "canonical": str() | None as canonical, "links": list(links)}]:
-            return Outline(title, CanonicalUrl(canonical) if canonical else None, tuple(map(_decode_link, links)))
-        case ["Text", {"text": str(text), "score": float() | None as score, "is_cut": bool(is_cut)}]:
-            return Text(text, score, is_cut)
+        case [
+            "Outline",
+            {
+                "title": str() | None as title,
+                "canonical": str() | None as canonical,
+                "links": list(links),
+                "date": str() | None as date,
+            },
+        ]:
+            return Outline(title, CanonicalUrl(canonical) if canonical else None, tuple(map(_decode_link, links)), date)
+        case [
+            "Text",
+            {
+                "text": str(text),
+                "score": float() | None as score,
+                "is_cut": bool(is_cut),
+                "signature": str() | None as signature,
+            },
+        ]:
+            return Text(text, score, is_cut, _decode_signature(signature))
         case ["Failure", {"reason": str(reason)}]:
             return Failure(reason)
         case _:
             raise ValueError("not a reply of an extraction process")
+
+
+def _decode_signature(signature: str | None) -> bytes | None:
+    decoded = None if signature is None else bytes.fromhex(signature)
+    if decoded is not None and len(decoded) != SIGNATURE_BYTES:
+        raise ValueError(f"a signature of {len(decoded)} bytes")
+    return decoded
 
 
 def _decode_link(link: Any) -> Link:

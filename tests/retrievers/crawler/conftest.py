@@ -29,11 +29,15 @@ async def other_site() -> AsyncIterator[Site]:
 
 @pytest.fixture
 def crawler_on(site: Site) -> Callable[..., WebCrawler]:
-    """A crawler with one quick extraction process that may read the site; seeds are its paths or whole URLs."""
+    """A crawler with one quick extraction process that may read the site; seeds are its paths or whole URLs.
+
+    Near duplicates are let through: texts in tests are alike, and an extraction process starts half a second sooner.
+    """
 
     def build(*seeds: str, **settings: Any) -> WebCrawler:
         urls = [site.url(seed) if seed.startswith("/") else seed for seed in seeds]
-        return WebCrawler(urls, **{"num_extractors": 1, "extractor": PATH, "allow_private_hosts": [site.host], **settings})
+        usual = {"num_extractors": 1, "extractor": PATH, "allow_private_hosts": [site.host], "max_similarity": 1}
+        return WebCrawler(urls, **{**usual, **settings})
 
     return build
 
@@ -59,7 +63,7 @@ async def _warm_pool() -> AsyncIterator[ExtractionPool]:
 @pytest.fixture
 def warm(_warm_pool: ExtractionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Crawlers of this module share an extraction process: for tests of what comes before extraction."""
-    monkeypatch.setattr("stream2llm_rag.retrievers.crawler.crawler._pool", lambda extraction: _warm_pool)
+    monkeypatch.setattr("stream2llm_rag.retrievers.crawler.settings.ExtractionPool", lambda **settings: _warm_pool)
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import pytest
 from stream2llm_rag.errors import CrawlError
 from stream2llm_rag.retrievers.crawler.crawl import Crawl
 from stream2llm_rag.retrievers.crawler.politeness import Politeness
-from stream2llm_rag.retrievers.crawler.settings import Limits
+from stream2llm_rag.retrievers.crawler.settings import Limits, Taste
 from stream2llm_rag.retrievers.crawler.stream import CrawlStream
 from stream2llm_rag.retrievers.crawler.urls import Scope
 from stream2llm_rag.retrievers.crawler.visit import Services
 
 LIMITS = Limits(max_pages=9, max_depth=1, max_page_bytes=100, max_total_bytes=100, timeout_s=60.0, concurrency=8)
+
+TASTE = Taste("relevance", min_relevance=0.0, max_page_tokens=None, max_similarity=1.0)
 
 
 async def test_a_crawl_that_breaks_off_says_so_and_gives_every_slot_back():
@@ -24,7 +26,7 @@ async def test_a_crawl_that_breaks_off_says_so_and_gives_every_slot_back():
         return await broken
 
     services = Services(fetcher=None, politeness=politeness, pool=None, rules=rules, wake_all=lambda: None)
-    crawl = Crawl(["http://a/", "http://b/"], Scope.parse("any", []), LIMITS, services)
+    crawl = Crawl(["http://a/", "http://b/"], Scope.parse("any", []), LIMITS, services, TASTE, "why?")
     politeness.start("http://b", 0.0)
     stream = CrawlStream(crawl, on_end=lambda stream: None)
     for _ in range(3):

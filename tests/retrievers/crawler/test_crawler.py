@@ -42,6 +42,41 @@ async def test_a_page_becomes_a_document_and_an_event(site, crawler_on):
     assert event.started_s < event.ended_s
 
 
+async def test_a_document_keeps_what_its_page_says_of_itself(site, crawler_on):
+    site.page("/", "a", head='<link rel="canonical" href="/home"><meta name="date" content="2023-05-04">')
+    site.page("/a", head='<link rel="canonical" href="http://example.com/">')
+    home, other = (await crawl(crawler_on("/"))).documents
+    assert (home.source, home.metadata["canonical_url"], home.metadata["date"]) == (
+        site.url("/home"),
+        site.url("/home"),
+        "2023-05-04",
+    )
+    assert (other.source, other.metadata["canonical_url"]) == (site.url("/a"), "http://example.com/")
+    assert "date" not in other.metadata
+
+
+async def test_an_event_holds_the_steps_that_led_to_it(site, crawler_on):
+    site.answer("/robots.txt", "User-agent: *\nCrawl-delay: 0.5", content_type="text/plain")
+    site.redirect("/", "/a")
+    site.page("/a")
+    [event] = (await crawl(crawler_on("/"))).events
+    assert [(step.kind, step.source, step.detail) for step in event.steps] == [
+        ("robots", site.url("/robots.txt"), "asks for 0.5 s between requests"),
+        ("redirect", site.url("/"), f"to {site.url('/a')}"),
+        ("download", site.url("/a"), event.steps[2].detail),
+        ("extract", site.url("/a"), None),
+    ]
+    assert event.steps[2].detail.endswith(" bytes")
+    ends_s = [step.ended_s for step in event.steps]
+    assert ends_s == sorted(ends_s)
+    assert all(step.started_s <= step.ended_s <= event.ended_s for step in event.steps)
+
+
+async def test_a_quick_extractor_can_be_had_by_name(site, crawler_on):
+    site.answer("/", "<body><nav>Home</nav><main><p>The text.</p></main></body>")
+    assert [document.text for document in (await crawl(crawler_on("/", extractor="fast"))).documents] == ["The text."]
+
+
 async def test_pages_come_in_the_order_in_which_they_finish(site, crawler_on):
     site.page("/", "slow", "quick")
     site.page("/slow", gated=True)
@@ -487,6 +522,13 @@ class TestBadInput:
             (["http://h/"], {"delay_s": -0.1}, "delay_s"),
             (["http://h/"], {"user_agent": "a\r\nX: y"}, "one line"),
             (["http://h/"], {"extractor": "extract"}, "module:function"),
+            (["http://h/"], {"extractor": None}, "module:function"),
+            (["http://h/"], {"max_pages": 2.5}, "max_pages is a whole number"),
+            (["http://h/"], {"max_pages": True}, "max_pages is a whole number"),
+            (["http://h/"], {"concurrency": "8"}, "concurrency is a whole number"),
+            (["http://h/"], {"timeout_s": "60"}, "timeout_s is a time"),
+            (["http://h/"], {"max_similarity": 1.5}, "max_similarity lies between"),
+            (["http://h/"], {"min_relevance": "0.1"}, "min_relevance lies between"),
             (["http://h/"], {"allow": ["["]}, "regular expression"),
             (["http://h/"], {"allow_private_hosts": "localhost"}, "collection"),
         ],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream2llm_rag.retrievers.crawler.extract import decode, outline_of, trafilatura_text, visible_text
+from stream2llm_rag.retrievers.crawler.extract import decode, outline_of, resiliparse_text, trafilatura_text, visible_text
 from stream2llm_rag.retrievers.crawler.pages import Link, Outline, Page
 
 URL = "http://h/a/page"
@@ -78,6 +78,7 @@ def test_the_claimed_address():
 def test_odd_markup_has_an_outline_and_some_text(markup):
     assert isinstance(outline(markup), Outline)
     assert isinstance(trafilatura_text(markup, URL), str)
+    assert isinstance(resiliparse_text(markup, URL), str)
 
 
 def test_xhtml_with_an_encoding_declaration_is_read():
@@ -89,15 +90,22 @@ def test_xhtml_with_an_encoding_declaration_is_read():
 def test_the_main_text_comes_without_navigation():
     prose = "Cancelling a task raises CancelledError inside its coroutine at the next opportunity. " * 5
     markup = f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Tasks</h1><p>{prose}</p></article></body></html>"
-    text = trafilatura_text(markup, URL)
-    assert prose.strip() in text
-    assert "Home" not in text
+    for extract in (trafilatura_text, resiliparse_text):
+        text = extract(markup, URL)
+        assert prose.strip() in text
+        assert "Home" not in text
+
+
+def test_where_the_one_finds_no_main_text_the_other_may(monkeypatch):
+    monkeypatch.setattr("trafilatura.extract", lambda *_, **__: None)
+    markup = "<body><nav><a href='/'>Home</a></nav><main><p>The text of the page.</p></main></body>"
+    assert trafilatura_text(markup, URL) == "The text of the page."
 
 
 def test_a_page_without_main_text_gives_what_it_shows():
     markup = "<html><body><script>var x = 1;</script><style>p {}</style><span>seen</span><!-- not --></body></html>"
     assert visible_text(markup) == "seen"
-    assert trafilatura_text(markup, URL) == "seen"
+    assert trafilatura_text(markup, URL) == resiliparse_text(markup, URL) == "seen"
 
 
 def test_markdown_has_its_heading_for_a_title_and_plain_text_has_none():

@@ -12,7 +12,7 @@ from stream2llm_rag.retrievers.crawler.pdf import read_pdf
 from .conftest import crawl
 
 
-def pdf(*texts: str, title: str | None = None, password: str | None = None) -> bytes:
+def pdf(*texts: str, title: str | None = None, password: str | None = None, date: str | None = None) -> bytes:
     """A PDF with a page for each text."""
     writer = PdfWriter()
     font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
@@ -25,6 +25,8 @@ def pdf(*texts: str, title: str | None = None, password: str | None = None) -> b
         page[NameObject("/Contents")] = writer._add_object(content)
     if title is not None:
         writer.add_metadata({"/Title": title})
+    if date is not None:
+        writer.add_metadata({"/CreationDate": date})
     if password is not None:
         writer.encrypt(password, algorithm="RC4-128")
     stream = io.BytesIO()
@@ -33,8 +35,13 @@ def pdf(*texts: str, title: str | None = None, password: str | None = None) -> b
 
 
 def test_a_pdf_has_the_text_of_its_pages_and_the_title_that_it_gives():
-    assert read_pdf(pdf("Hello there", "Second page", title=" A  title ")) == ("A title", "Hello there\n\nSecond page")
+    assert read_pdf(pdf("Hello there", "Second page", title=" A  title ")) == ("A title", "Hello there\n\nSecond page", None)
     assert read_pdf(pdf("Hello")).title is None
+
+
+def test_a_pdf_has_the_date_that_it_gives_where_that_is_one():
+    assert read_pdf(pdf("Hello", date="D:20230504101112Z")).date == "2023-05-04"
+    assert read_pdf(pdf("Hello", date="soon")) == (None, "Hello", None)
 
 
 @pytest.mark.parametrize("body", [b"", b"no pdf", pdf("Hello")[:200]])

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream2llm_rag.retrievers.crawler.pages import Focus, Link, Outline, Page
+from stream2llm_rag.retrievers.crawler.similarity import SIGNATURE_BYTES
 from stream2llm_rag.retrievers.crawler.wire import (
     LENGTH,
     Failure,
@@ -18,10 +19,17 @@ from stream2llm_rag.retrievers.crawler.wire import (
 
 TEXTS = st.text(max_size=50)
 SCORES = st.floats(0, 1)
+SIGNATURES = st.binary(min_size=SIGNATURE_BYTES, max_size=SIGNATURE_BYTES)
 REPLIES = st.one_of(
     st.just(Ready()),
-    st.builds(Outline, st.none() | TEXTS, st.none() | TEXTS.filter(bool), st.lists(st.builds(Link, TEXTS, SCORES)).map(tuple)),
-    st.builds(Text, TEXTS, st.none() | SCORES, st.booleans()),
+    st.builds(
+        Outline,
+        st.none() | TEXTS,
+        st.none() | TEXTS.filter(bool),
+        st.lists(st.builds(Link, TEXTS, SCORES)).map(tuple),
+        st.none() | TEXTS,
+    ),
+    st.builds(Text, TEXTS, st.none() | SCORES, st.booleans(), st.none() | SIGNATURES),
     st.builds(Failure, TEXTS),
 )
 
@@ -47,7 +55,9 @@ def test_pages_survive_the_pipe_with_what_is_looked_for(page, focus):
     "payload",
     [
         b"", b"\xff", b"{}", b"[]", b'["Text", {}]', b'["Text", {"text": 1, "score": null, "is_cut": false}]', b'["os", {}]',
-        b'["Outline", {"title": null, "canonical": null, "links": [["http://h/", "high"]]}]',
+        b'["Outline", {"title": null, "canonical": null, "links": [["http://h/", "high"]], "date": null}]',
+        b'["Text", {"text": "", "score": null, "is_cut": false, "signature": "00ff"}]',
+        b'["Text", {"text": "", "score": null, "is_cut": false, "signature": "no"}]',
     ],
 )  # fmt: skip
 def test_anything_else_is_a_value_error(payload):
