@@ -8,7 +8,6 @@ from stream2llm_rag.errors import MissingExtraError
 for _module in (
     "aiohttp",
     "courlan",
-    "datasketch",
     "hishel",
     "htmldate",
     "lxml",

@@ -120,7 +120,7 @@ class WebCrawler:
         self._network = Network(page_timeout_s, private_hosts, Proxy.parse(proxy, allow_private_proxies), cookies)
         self._cache = cache if cache is None or isinstance(cache, PageCache) else PageCache(cache)
         self._politeness = Politeness(max_active=per_host_concurrency, delay_s=delay_s)
-        self._pool = Extraction(num_extractors, extract_timeout_s, extractor, signs=max_similarity < 1).pool()
+        self._pool = Extraction(num_extractors, extract_timeout_s, extractor).pool()
         self._fetcher: Fetcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rules: Callable[[str], Awaitable[RobotsRules]] = self._allow_all

@@ -143,7 +143,7 @@ class Extracted:
     """All that was had from a page.
 
     ``score`` is the relevance of its text, where a question was asked; ``signature`` is that of the whole text before anything
-    was cut, where one was wanted and the text is long enough (:mod:`.similarity`).
+    was cut, where it is long enough (:mod:`.similarity`).
     """
 
     outline: Outline

@@ -30,13 +30,10 @@ _MAX_PAGES_PER_WORKER = 500  # lxml and trafilatura keep some memory of every pa
 
 
 class ExtractionPool:
-    """Turns pages into text in ``num_workers`` processes; further pages wait in order of arrival.
+    """Turns pages into text in ``num_workers`` processes; further pages wait in order of arrival."""
 
-    Where it ``signs``, texts come with a signature to tell near duplicates by.
-    """
-
-    def __init__(self, *, num_workers: int, timeout_s: float, extractor: str = DEFAULT_EXTRACTOR, signs: bool = False) -> None:
-        self._workers = [_Worker(extractor, timeout_s, signs) for _ in range(num_workers)]
+    def __init__(self, *, num_workers: int, timeout_s: float, extractor: str = DEFAULT_EXTRACTOR) -> None:
+        self._workers = [_Worker(extractor, timeout_s) for _ in range(num_workers)]
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()  # holds each worker at most once
 
     def open(self) -> None:
@@ -67,10 +64,10 @@ class ExtractionPool:
 class _Worker:
     """One process after another."""
 
-    def __init__(self, extractor: str, timeout_s: float, signs: bool) -> None:
+    def __init__(self, extractor: str, timeout_s: float) -> None:
         self._command = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from stream2llm_rag.retrievers.crawler.worker import main; main({extractor!r}, {timeout_s!r}, {signs!r})"
+            f"from stream2llm_rag.retrievers.crawler.worker import main; main({extractor!r}, {timeout_s!r})"
         )
         self._timeout_s = timeout_s
         self._process: Process | None = None

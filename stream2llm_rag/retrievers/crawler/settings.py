@@ -111,12 +111,11 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """How pages become text. ``extractor`` is ``module:function`` or ``fast``; texts are signed to tell near duplicates by."""
+    """How pages become text. ``extractor`` is ``module:function`` or ``fast``."""
 
     num_extractors: int
     timeout_s: float
     extractor: str
-    signs: bool
 
     def __post_init__(self) -> None:
         _require_count(1, num_extractors=self.num_extractors)
@@ -131,7 +130,7 @@ class Extraction:
 
     def pool(self) -> ExtractionPool:
         """The processes that do it, not started yet."""
-        return ExtractionPool(num_workers=self.num_extractors, timeout_s=self.timeout_s, extractor=self.path, signs=self.signs)
+        return ExtractionPool(num_workers=self.num_extractors, timeout_s=self.timeout_s, extractor=self.path)
 
 
 def parse_seeds(seeds: Sequence[str], *, has_search: bool) -> tuple[CanonicalUrl, ...]:

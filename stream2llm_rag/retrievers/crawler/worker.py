@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import BinaryIO
@@ -27,11 +26,8 @@ Extractor = Callable[[str, str], str]
 """``(html, url) -> text``."""
 
 
-def main(extractor_path: str, timeout_s: float, signs: bool) -> None:
-    """Serve pages from stdin. ``extractor_path`` is ``module:function``; ``timeout_s`` the time limit of a page in seconds.
-
-    Where it ``signs``, texts get a signature. What that needs is imported while the first pages are on their way.
-    """
+def main(extractor_path: str, timeout_s: float) -> None:
+    """Serve pages from stdin. ``extractor_path`` is ``module:function``; ``timeout_s`` the time limit of a page in seconds."""
     pages = sys.stdin.buffer
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not land between two frames
@@ -44,12 +40,10 @@ def main(extractor_path: str, timeout_s: float, signs: bool) -> None:
         _send(replies, Failure(f"no extractor {extractor_path!r}: {error!r}"))
         return
     _send(replies, Ready())
-    if signs:
-        threading.Thread(target=importlib.import_module, args=("datasketch",), daemon=True).start()
     while (received := _receive(pages)) is not None:
         # The crawler ends a page that takes too long. Should the crawler itself be gone, the kernel does, even inside C code.
         signal.alarm(math.ceil(timeout_s) + 5)
-        for reply in read_page(*received, extractor, signs):
+        for reply in read_page(*received, extractor):
             _send(replies, reply)
         signal.alarm(0)
 
@@ -61,7 +55,7 @@ def load_extractor(path: str) -> Extractor:
     return extractor
 
 
-def read_page(page: Page, focus: Focus, extractor: Extractor, signs: bool = False) -> Iterator[Reply]:
+def read_page(page: Page, focus: Focus, extractor: Extractor) -> Iterator[Reply]:
     """The outline as soon as it is there, so that its links are followed meanwhile; then the text."""
     try:
         if page.is_pdf:
@@ -72,7 +66,7 @@ def read_page(page: Page, focus: Focus, extractor: Extractor, signs: bool = Fals
             text = "" if page.is_list else decode(page)
             yield outline_of(page, text, focus.question)
             text = extractor(text, page.url) if page.is_html else text
-        yield replace(_focused(text, focus), signature=signature_of(text) if signs else None)
+        yield replace(_focused(text, focus), signature=signature_of(text))
     except Exception as error:  # whatever a stranger's markup brings about, the next page is another one
         yield Failure(f"its text could not be extracted: {error!r}")
 

@@ -29,15 +29,11 @@ async def other_site() -> AsyncIterator[Site]:
 
 @pytest.fixture
 def crawler_on(site: Site) -> Callable[..., WebCrawler]:
-    """A crawler with one quick extraction process that may read the site; seeds are its paths or whole URLs.
-
-    Near duplicates are let through: texts in tests are alike, and an extraction process starts half a second sooner.
-    """
+    """A crawler with one quick extraction process that may read the site; seeds are its paths or whole URLs."""
 
     def build(*seeds: str, **settings: Any) -> WebCrawler:
         urls = [site.url(seed) if seed.startswith("/") else seed for seed in seeds]
-        usual = {"num_extractors": 1, "extractor": PATH, "allow_private_hosts": [site.host], "max_similarity": 1}
-        return WebCrawler(urls, **{**usual, **settings})
+        return WebCrawler(urls, **{"num_extractors": 1, "extractor": PATH, "allow_private_hosts": [site.host], **settings})
 
     return build
 

@@ -126,7 +126,7 @@ async def test_ctrl_c_in_a_terminal_does_not_reach_the_process(pool):
 
 
 async def test_a_process_that_hangs_ends_by_itself_should_the_crawler_be_gone():
-    command = f"import sys; sys.path[:] = {sys.path!r}; from {worker.__name__} import main; main({PATH!r}, 0.5, False)"
+    command = f"import sys; sys.path[:] = {sys.path!r}; from {worker.__name__} import main; main({PATH!r}, 0.5)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", command, stdin=PIPE, stdout=PIPE)
     process.stdin.write(encode_page(page("/hang")))
     async with asyncio.timeout(30):

@@ -62,7 +62,7 @@ async def test_a_page_that_is_nearly_another_is_left_out(site, crawler_on):
     site.page("/a", text=text_of(1))
     site.page("/print/a", text=text_of(1) + " Printed from this site.")
     site.page("/b", text=text_of(2))
-    result = await crawl(crawler_on("/", concurrency=1, order="breadth", max_similarity=0.9))
+    result = await crawl(crawler_on("/", concurrency=1, order="breadth"))
     assert result.paths(site) == {"/", "/a", "/b"}
     [(source, reason)] = result.skipped.items()
     assert source == site.url("/print/a")
