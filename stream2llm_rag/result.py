@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from stream2llm_rag.documents import Document, RetrievalEvent
 from stream2llm_rag.errors import RetrievalError
 from stream2llm_rag.prompt import PlacedDocument
+from stream2llm_rag.retrievers.report import CrawlReport
 from stream2llm_rag.timeline import Timeline
 
 
@@ -25,8 +26,8 @@ class RAGResult:
     done with the KV. In the engine the request had work but did not run for ``waiting_s``, and had none for ``idle_s``.
 
     ``documents`` are those the model saw, in order; ``left_out`` found no room; ``skipped`` are sources that the retriever
-    could not use. ``retrieval_error`` is set when retrieval failed and the answer was made from what had come,
-    ``deadline_reached`` when it was cut short.
+    could not use. ``crawl`` says what came of each host, where the retriever was a crawler. ``retrieval_error`` is set when
+    retrieval failed and the answer was made from what had come, ``deadline_reached`` when it was cut short.
     """
 
     question: str
@@ -48,6 +49,7 @@ class RAGResult:
     left_out: tuple[Document, ...]
     skipped: tuple[RetrievalEvent, ...]
     timeline: Timeline
+    crawl: CrawlReport | None = None
     preemptions: Mapping[str, int] = field(default_factory=dict)
     retrieval_error: RetrievalError | None = None
     deadline_reached: bool = False

@@ -19,6 +19,7 @@ from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS, AnswerStream, StreamingR
 from stream2llm_rag.prompt import DEFAULT_SYSTEM_PROMPT, strip_invisible
 from stream2llm_rag.result import RAGResult
 from stream2llm_rag.retrievers.base import require_question
+from stream2llm_rag.retrievers.report import CrawlReport
 from stream2llm_rag.timeline import render_html, timelines_to_json
 from stream2llm_rag.timeline.words import figures
 
@@ -59,6 +60,10 @@ def ask(
         list[str] | None, typer.Option(metavar="HOST[:PORT]", help="A host that may be reached although it is no public one.")
     ] = None,
     delay_s: Annotated[float, typer.Option(min=0, help="Seconds between requests to the same host.")] = 0.0,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Keep pages in DIR from one crawl to the next.")
+    ] = None,
+    proxy: Annotated[str | None, typer.Option(metavar="URL", help="Crawl through this HTTP proxy.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = DEFAULT_MAX_TOKENS,
     temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest answer.")] = 0.0,
     answer_by_s: Annotated[
@@ -78,6 +83,9 @@ def ask(
         "max_depth": max_depth,
         "delay_s": delay_s,
         "allow_private_hosts": allow_private_host or (),
+        "cache": cache,
+        "proxy": proxy,
+        "allow_private_proxies": allow_private_host or (),
     }
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
     engine_args = parse_engine_args(engine_arg)
@@ -117,9 +125,20 @@ def _show_sources(result: RAGResult, terminal: Terminal) -> None:
     terminal.notes.print()
     for number, source in enumerate(result.sources, 1):
         terminal.note(f"[{number}] {source}")
+    if result.crawl is not None:
+        terminal.note(_crawled(result.crawl), "dim")
     for problem in _problems(result):
         terminal.note(problem, "yellow")
     terminal.note(" · ".join(figures(result.timeline)), "dim")
+
+
+def _crawled(crawl: CrawlReport) -> str:
+    """What the crawl came to, in a line."""
+    total = crawl.total
+    why = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in total.skipped.items())
+    return f"{total.num_fetched} pages from {len(crawl.hosts)} hosts, {total.num_skipped} skipped" + (
+        f" ({why})" if why else ""
+    )
 
 
 def _problems(result: RAGResult) -> list[str]:
@@ -154,6 +173,7 @@ def to_json(result: RAGResult) -> dict[str, Any]:
         "retrieval_error": None if result.retrieval_error is None else str(result.retrieval_error),
         "sources": list(result.sources),
         "skipped": [{"source": event.source, "reason": event.detail} for event in result.skipped],
+        "crawl": None if result.crawl is None else result.crawl.to_dict(),
         "left_out": [document.source for document in result.left_out],
         "timelines": json.loads(timelines_to_json([result.timeline])),
     }

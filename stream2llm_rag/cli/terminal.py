@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stream2llm_rag import Stream2LLMEngine
 
 _MAX_ERROR_CHARACTERS = 4000
+_MAX_TITLE_CHARACTERS = 40  # beside the bar; the line above it has the whole
 _WORDS = TextColumn("{task.description}", markup=False)
 
 
@@ -103,7 +104,8 @@ async def running(engine: Stream2LLMEngine, console: Console, model: str) -> Asy
 
 
 class Pages:
-    """Shows the pages of ``num_retrievals`` as they come, at most ``max_pages`` of each: a line for each, and a bar below.
+    """Shows the pages of ``num_retrievals`` as they come, at most ``max_pages`` of each: a line for each, and a bar below,
+    with the title of the last.
 
     Where nobody knows how many will come (None), the bar shows only that something is under way.
 
@@ -127,7 +129,7 @@ class Pages:
         """Show ``event`` if it is about a page."""
         match event.kind:
             case EventKind.FETCH:
-                self._progress.advance(self._task)
+                self._progress.update(self._task, advance=1, description=f"Read {clean(event.label, _MAX_TITLE_CHARACTERS)}")
                 self._show(event, "")
             case EventKind.SKIP:
                 self._show(event, "dim", f" skipped: {event.detail}")

@@ -75,6 +75,7 @@ def describe(result: RAGResult) -> dict[str, Any]:
         "measures": dict(result.timeline.measures),
         "left_out": [document.source for document in result.left_out],
         "skipped": [{"source": event.source, "reason": event.detail} for event in result.skipped],
+        "crawl": None if result.crawl is None else result.crawl.to_dict(),
         "preemptions": dict(result.preemptions),
         "deadline_reached": result.deadline_reached,
         "retrieval_error": None if result.retrieval_error is None else str(result.retrieval_error),

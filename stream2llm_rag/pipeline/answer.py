@@ -252,6 +252,7 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
             documents=self._prompt.documents,
             left_out=self._prompt.left_out,
             skipped=tuple(retrieval.skipped),
+            crawl=retrieval.crawl.report(),
             timeline=self._recorder.timeline(measures),
             preemptions={"recompute": session.stats.num_evictions},
             retrieval_error=retrieval.error,

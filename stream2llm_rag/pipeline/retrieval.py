@@ -14,6 +14,7 @@ import anyio
 from stream2llm_rag.documents import Append, ContextDelta, Document, RetrievalEvent
 from stream2llm_rag.errors import RetrievalError
 from stream2llm_rag.retrievers.base import StreamingRetriever
+from stream2llm_rag.retrievers.report import CrawlTally
 from stream2llm_rag.timeline import EventKind, Recorder
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Retrieval:
 
     def __init__(self) -> None:
         self.skipped: list[RetrievalEvent] = []
+        self.crawl = CrawlTally()
         self.error: RetrievalError | None = None
         self.ended_at = 0.0
         self.was_cut_short = False
@@ -135,6 +137,7 @@ class Retrieval:
     def _report(self, delta: ContextDelta, recorder: Recorder) -> None:
         for event in delta.events:
             recorder.record_retrieval(event)
+            self.crawl.note(event)
             if event.kind == "skip":
                 self.skipped.append(event)
 

@@ -30,6 +30,8 @@ class EventKind(StrEnum):
 
     FETCH = "fetch"
     """A retriever brought a page, or did something of its own that ``detail`` names."""
+    RETRIEVAL_STEP = "retrieval_step"
+    """A retriever did something on the way to a page, such as to read a robots.txt; ``detail`` names it."""
     SKIP = "skip"
     """A source was left out; ``detail`` says why."""
     DELTA = "delta"

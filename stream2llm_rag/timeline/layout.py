@@ -16,7 +16,7 @@ from stream2llm_rag.timeline.curves import Point, computed, handed_over, thin
 from stream2llm_rag.timeline.events import Event, EventKind, Timeline
 from stream2llm_rag.timeline.lanes import Lane, Span, merge, pack
 
-RETRIEVAL_INSTANTS = (EventKind.SKIP, EventKind.DELTA, EventKind.DEADLINE, EventKind.RETRIEVAL_FAILED)
+RETRIEVAL_INSTANTS = (EventKind.RETRIEVAL_STEP, EventKind.SKIP, EventKind.DELTA, EventKind.DEADLINE, EventKind.RETRIEVAL_FAILED)
 ENGINE_INSTANTS = (EventKind.EVICTED, EventKind.INVALIDATED, EventKind.RESUMED, EventKind.ABORTED)
 
 _MIN_AXIS_S = 1e-3

@@ -26,6 +26,7 @@ _MILESTONES = frozenset(
     }
 )
 _KIND_OF = {"fetch": EventKind.FETCH, "skip": EventKind.SKIP}
+_STEPS = frozenset({"retry", "list", "search"})  # kinds of events that stand for no page
 
 
 class Recorder:
@@ -90,17 +91,25 @@ class Recorder:
             self._listener = None
 
     def record_retrieval(self, event: RetrievalEvent) -> None:
-        """Take down what a retriever reports; kinds of its own stand as a fetch whose detail names them.
+        """Take down what a retriever reports, and the steps that led to it; kinds of its own stand as a fetch.
 
+        What is neither a page nor one that was skipped is named by the detail.
         Never raises, as a retriever that reports impossible times must not cost the answer: an end that cannot be is put where
         the other one is, and both at now where neither can.
         """
-        known = _KIND_OF.get(event.kind)
-        parts = (None if known else event.kind, event.source if event.title else None, event.detail)
+        for step in event.steps:
+            self._record_retrieval(step, EventKind.RETRIEVAL_STEP)
+        self._record_retrieval(
+            event, EventKind.RETRIEVAL_STEP if event.kind in _STEPS else _KIND_OF.get(event.kind, EventKind.FETCH)
+        )
+
+    def _record_retrieval(self, event: RetrievalEvent, kind: EventKind) -> None:
+        is_named = kind is _KIND_OF.get(event.kind)
+        parts = (None if is_named else event.kind, event.source if event.title else None, event.detail)
         ends = [end for end in (event.started_s, event.ended_s) if abs(end - self._arrived_at) < MAX_TIME_S]
         ends = ends or [time.monotonic()]
         self.record(
-            known or EventKind.FETCH,
+            kind,
             at=ends[0],
             until=max(ends),
             label=event.title or event.source,

@@ -236,6 +236,8 @@ def _mark(kind: EventKind, x: float, y: float) -> str:
         return f"M{x - half:.1f} {y - half:.1f}h{_MARK}L{x:.1f} {y + half:.1f}Z"
     if kind is EventKind.EVICTED:
         return f"M{x - half:.1f} {y + half:.1f}h{_MARK}L{x:.1f} {y - half:.1f}Z"
+    if kind is EventKind.RETRIEVAL_STEP:
+        return f"M{x:.1f} {y - half:.1f}v{_MARK}"
     if kind is EventKind.DEADLINE:
         return f"M{x:.1f} {y - half:.1f}l{half} {half}l-{half} {half}l-{half}-{half}Z"
     return f"M{x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"

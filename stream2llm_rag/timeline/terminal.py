@@ -24,6 +24,7 @@ _LEVELS = " ▁▂▃▄▅▆▇█"
 # SGR codes of ECMA-48: the eight basic colours, which every theme sets for its own background.
 _BOLD, _RED, _GREEN, _YELLOW, _BLUE, _FAINT = "1", "31", "32", "33", "34", "2"
 _MARKS = {
+    EventKind.RETRIEVAL_STEP: ("·", _FAINT),
     EventKind.SKIP: ("✗", _FAINT),
     EventKind.DELTA: ("▼", _YELLOW),
     EventKind.DEADLINE: ("◆", _RED),

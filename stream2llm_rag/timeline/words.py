@@ -17,6 +17,7 @@ _HEADINGS = {
 
 NAMES = {
     EventKind.FETCH: "page",
+    EventKind.RETRIEVAL_STEP: "retrieval step",
     EventKind.SKIP: "skipped",
     EventKind.DELTA: "handed over",
     EventKind.RETRIEVAL_END: "retrieval ended",

@@ -77,9 +77,17 @@ def test_a_page_that_cannot_be_used_is_named_with_the_reason(site: Site, tmp_pat
     site.pages["/"] = html("Start", ("/one", "/nothing"))
     done = ask(site, "--json", tmp_path / "ask.json")
     assert "skipped: HTTP 404" in done.stderr
-    assert json.loads((tmp_path / "ask.json").read_text())["skipped"] == [
-        {"source": f"{site.url}nothing", "reason": "HTTP 404"}
-    ]
+    stored = json.loads((tmp_path / "ask.json").read_text())
+    assert stored["skipped"] == [{"source": f"{site.url}nothing", "reason": "HTTP 404"}]
+    assert stored["crawl"]["total"]["skipped"] == {"http_status": 1}
+    assert "Pages read: 2, skipped: 1 (1 http status), from 1 host" in done.stderr
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_pages_can_be_kept_from_one_crawl_to_the_next(site: Site, tmp_path: Path) -> None:
+    for _ in range(2):
+        ask(site, "--cache", tmp_path / "cache", "--json", tmp_path / "ask.json")
+    assert (tmp_path / "cache" / "pages.sqlite").is_file()
 
 
 @pytest.mark.usefixtures("fake_engine")

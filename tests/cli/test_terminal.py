@@ -31,6 +31,7 @@ def test_where_no_terminal_shows_it_nothing_moves_and_pages_are_plain_lines() ->
     with Pages(notes, max_pages=3) as pages:
         pages(fetched("One"))
         pages(Event(EventKind.COMPUTED, 1, 2, tokens=100))
+        pages(Event(EventKind.RETRIEVAL_STEP, 1, 2, "Two", detail="retry"))
         pages(Event(EventKind.SKIP, 2, 3, "Two", detail="HTTP 404"))
     assert shown(notes) == "  1.50 s  One\n  3.00 s  Two skipped: HTTP 404\n"
 
@@ -44,6 +45,7 @@ def test_a_terminal_has_a_bar_until_the_last_retrieval_has_ended() -> None:
         pages(Event(EventKind.FINAL_CONTEXT, 3, 3))
         assert CURSOR_IS_BACK in shown(notes)
     assert "1/6" in shown(notes)
+    assert "Read One" in shown(notes)
 
 
 def test_a_long_title_takes_one_line() -> None:

@@ -315,6 +315,18 @@ async def test_skipped_sources_are_named_in_the_result(engine: FakeEngine) -> No
     assert result.skipped == (skip,)
 
 
+async def test_what_came_of_a_crawl_is_in_the_result(engine: FakeEngine) -> None:
+    fetched = RetrievalEvent("fetch", "https://docs.example/a", 1.0, 2.0)
+    skipped = RetrievalEvent("skip", "https://docs.example/b", 1.0, 2.0, detail="HTTP 404", category="http_status")
+    deltas = Append((document(1),), events=(fetched,)), Append((), events=(skipped,))
+    crawl = (await StreamingRAG(engine, Script(*deltas)).answer("How?")).crawl
+    assert crawl is not None
+    assert {host: (each.num_fetched, dict(each.skipped)) for host, each in crawl.hosts.items()} == {
+        "docs.example": (1, {"http_status": 1})
+    }
+    assert (await StreamingRAG(engine, Script(Append((document(1),)))).answer("How?")).crawl is None
+
+
 async def test_the_history_goes_before_the_documents(engine: FakeEngine, tokenizer: Any) -> None:
     rag = StreamingRAG(engine, Script(Append((document(1),))))
     history = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "General"}]

@@ -29,7 +29,8 @@ class Clock:
 
 def page(number: int, fetched_at: float = 0.0) -> Append:
     source = f"https://docs.example/{number}"
-    event = RetrievalEvent("fetch", source, fetched_at, fetched_at + 0.25, title=f"Page {number}")
+    step = RetrievalEvent("download", source, fetched_at, fetched_at + 0.125)
+    event = RetrievalEvent("fetch", source, fetched_at, fetched_at + 0.25, title=f"Page {number}", steps=(step,))
     return Append((Document(f"text {number}", source),), events=(event,))
 
 

@@ -90,6 +90,27 @@ def test_a_kind_of_the_retriever_s_own_stands_as_a_fetch_that_names_it(kind: str
     assert log.timeline().events == (Event(EventKind.FETCH, 1.0, 2.0, "index", detail=detail),)
 
 
+@pytest.mark.parametrize("kind", ["retry", "list", "search"])
+def test_what_is_no_page_stands_as_a_step(kind: str) -> None:
+    log = new()
+    log.record_retrieval(RetrievalEvent(kind, "http://a", 101.0, 102.0, detail="HTTP 503"))
+    assert log.timeline().events == (Event(EventKind.RETRIEVAL_STEP, 1.0, 2.0, "http://a", detail=f"{kind} · HTTP 503"),)
+
+
+def test_the_steps_that_led_to_a_page_are_events_too() -> None:
+    log = new()
+    steps = (
+        RetrievalEvent("robots", "http://a/robots.txt", 101.0, 102.0),
+        RetrievalEvent("download", "http://a/b", 102.0, 103.0, "12 bytes"),
+    )
+    log.record_retrieval(RetrievalEvent("fetch", "http://a/b", 101.0, 104.0, title="A page", steps=steps))
+    assert log.timeline().events == (
+        Event(EventKind.RETRIEVAL_STEP, 1.0, 2.0, "http://a/robots.txt", detail="robots"),
+        Event(EventKind.FETCH, 1.0, 4.0, "A page", detail="http://a/b"),
+        Event(EventKind.RETRIEVAL_STEP, 2.0, 3.0, "http://a/b", detail="download · 12 bytes"),
+    )
+
+
 @given(st.floats(), st.floats())
 def test_impossible_times_of_a_retriever_do_not_raise(started_s: float, ended_s: float) -> None:
     log = new()

@@ -66,6 +66,7 @@ class Crawl:
         self.moved = asyncio.Event()
         self._limits = limits
         self._search = search
+        self._counters = services.counters
         self._budget = ByteBudget(limits.max_total_bytes)
         self._visitor = Visitor(services, Terms(limits.max_page_bytes, self._budget, cookies), taste.focus(question))
         self._trail = Trail(scope, max_depth=limits.max_depth, max_urls=max(10_000, 20 * limits.max_pages))
@@ -81,6 +82,11 @@ class Crawl:
     def failed_seeds(self) -> dict[str, str]:
         """Why each seed gave no page, as far as it gave none."""
         return self._trail.failed_seeds
+
+    @property
+    def num_in_flight(self) -> int:
+        """Pages that are being fetched or extracted."""
+        return len(self._in_flight)
 
     @property
     def num_remaining(self) -> int:
@@ -204,6 +210,7 @@ class Crawl:
         self._hand_over(Outcome(document, event))
 
     def _hand_over(self, outcome: Outcome) -> None:
+        self._counters.ended(outcome.event)
         self.outcomes.append(outcome)
         self.arrived.set()
         self.moved.set()

@@ -12,6 +12,7 @@ from typing import Self
 
 from stream2llm_rag.errors import LifecycleError
 from stream2llm_rag.retrievers.base import require_question
+from stream2llm_rag.retrievers.crawler import metrics
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts
 from stream2llm_rag.retrievers.crawler.cookies import GivenCookies
 from stream2llm_rag.retrievers.crawler.crawl import Crawl
@@ -121,6 +122,7 @@ class WebCrawler:
         self._cache = cache if cache is None or isinstance(cache, PageCache) else PageCache(cache)
         self._politeness = Politeness(max_active=per_host_concurrency, delay_s=delay_s)
         self._pool = Extraction(num_extractors, extract_timeout_s, extractor).pool()
+        self._counters = metrics.CrawlCounters()
         self._fetcher: Fetcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rules: Callable[[str], Awaitable[RobotsRules]] = self._allow_all
@@ -137,6 +139,7 @@ class WebCrawler:
         if self._manners.obey_robots:
             self._rules = RobotsCache(self._fetcher.get_robots).rules
         self._pool.open()
+        metrics.collector.show(self._counters, lambda: sum(stream.num_in_flight for stream in tuple(self._streams)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -147,6 +150,7 @@ class WebCrawler:
         if self._fetcher is None or self._is_closed:
             return
         self._is_closed = True
+        metrics.collector.keep(self._counters)
         async with AsyncExitStack() as stack:  # each of them, even where this is cancelled meanwhile
             stack.push_async_callback(self._fetcher.aclose)
             stack.push_async_callback(self._pool.aclose)
@@ -166,7 +170,7 @@ class WebCrawler:
                 "This WebCrawler was opened on another event loop. Read it there, or open it with BackgroundEngine.host(), "
                 "for callers on any."
             )
-        services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all)
+        services = Services(self._fetcher, self._politeness, self._pool, self._rules, self._wake_all, self._counters)
         search = None if self._search is None else partial(self._search.search, query)
         jar = self._network.cookie_jar()
         crawl = Crawl(self._seeds, self._scope, self._limits, services, self._taste, query, search, jar)

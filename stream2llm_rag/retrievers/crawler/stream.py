@@ -54,6 +54,11 @@ class CrawlStream:
         """A host may have room for another page."""
         self._crawl.moved.set()
 
+    @property
+    def num_in_flight(self) -> int:
+        """Pages on their way."""
+        return 0 if self._task.done() else self._crawl.num_in_flight
+
     def _take(self) -> Append:
         outcome = self._crawl.outcomes.popleft()
         self._crawl.moved.set()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from stream2llm_rag.documents import RetrievalEvent
 from stream2llm_rag.retrievers.crawler.fetch import Fetcher, Terms
 from stream2llm_rag.retrievers.crawler.frontier import Target
+from stream2llm_rag.retrievers.crawler.metrics import CrawlCounters
 from stream2llm_rag.retrievers.crawler.pages import (
     Extracted,
     Focus,
@@ -42,6 +43,7 @@ class Services:
     pool: ExtractionPool
     rules: Callable[[str], Awaitable[RobotsRules]]
     wake_all: Callable[[], None]
+    counters: CrawlCounters = field(default_factory=CrawlCounters)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,9 +73,18 @@ class Visit:
         address, steps = source or self.target.url, tuple(self.steps)
         return RetrievalEvent(kind, address, self.started_s, time.monotonic(), detail, title, category, steps)
 
-    def note(self, kind: str, since_s: float, detail: str | None = None, *, source: str | None = None) -> None:
+    def note(
+        self,
+        kind: str,
+        since_s: float,
+        detail: str | None = None,
+        *,
+        source: str | None = None,
+        category: str | None = None,
+    ) -> None:
         """Take down a step that ends now."""
-        self.steps.append(RetrievalEvent(kind, source or self.target.url, since_s, time.monotonic(), detail))
+        address = source or self.target.url
+        self.steps.append(RetrievalEvent(kind, address, since_s, time.monotonic(), detail, category=category))
 
 
 class Visitor:
@@ -147,5 +158,7 @@ class Visitor:
         else:
             self._services.politeness.answered(visit.origin, time.monotonic() - since_s)
         if isinstance(page, Page):
-            visit.note("download", since_s, f"{len(page.body):,} bytes{_REMARKS[page.came_from]}")
+            num_bytes = len(page.body)
+            visit.note("download", since_s, f"{num_bytes:,} bytes{_REMARKS[page.came_from]}", category=page.came_from)
+            self._services.counters.downloaded(page.came_from, num_bytes, time.monotonic() - since_s)
         return page
