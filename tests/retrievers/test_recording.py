@@ -93,6 +93,7 @@ async def test_events_of_a_replay_have_the_times_of_the_replay() -> None:
     [replayed, _] = [delta async for delta in ReplayRetriever(recording, clock=later, sleep=later.sleep).stream("How?")]
     [event] = replayed.events
     assert (event.started_s, event.ended_s, event.title) == (500.75, 501.0, "Page 0")
+    assert [(step.started_s, step.ended_s) for step in event.steps] == [(500.75, 500.875)]
 
 
 async def test_a_failure_is_recorded_and_happens_again() -> None:

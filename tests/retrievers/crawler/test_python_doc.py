@@ -14,7 +14,7 @@ from stream2llm_rag.retrievers.crawler import WebCrawler
 
 from .conftest import read
 
-FOLDER = Path("/usr/share/doc/python3-doc/html")
+FOLDER = Path("/usr/share/doc/python3-doc/html").resolve()
 TEXT = "library/asyncio-task.html"
 
 pytestmark = pytest.mark.skipif(
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 async def documentation() -> AsyncIterator[str]:
     app = web.Application()
-    app.router.add_static("/", FOLDER.resolve(), follow_symlinks=True)
+    app.router.add_static("/", FOLDER)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -35,33 +35,24 @@ async def documentation() -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def test_its_pages_are_read_best_first_and_their_text_is_sane(documentation):
-    crawler = WebCrawler(
-        [f"http://{documentation}/library/index.html"],
-        allow_private_hosts=[documentation],
-        max_pages=20,
-        max_page_bytes=4_000_000,
-    )
+async def test_the_page_that_answers_is_found_and_all_text_is_sane(documentation):
+    crawler = WebCrawler([f"http://{documentation}/library/index.html"], allow_private_hosts=[documentation])
     async with crawler:
         result = await read(crawler.stream("How do I cancel an asyncio task?"))
-    assert len(result.documents) == 20
-    assert f"http://{documentation}/{TEXT}" in result.sources
+    assert len(result.documents) == 12
     best = max(result.documents, key=lambda document: document.score)
-    assert "asyncio" in best.title.lower()
+    assert best.source == f"http://{documentation}/{TEXT}"
+    assert best.title.startswith("Coroutines and Tasks")
+    assert "Tasks can easily and safely be cancelled. When a task is cancelled," in " ".join(best.text.split())
     for document in result.documents:
         assert_sane(document)
-    task = next(document for document in result.documents if document.source.endswith(TEXT))
-    assert "Coroutines and Tasks" in task.title
-    assert "raised inside the coroutine" in " ".join(task.text.split()) or "CancelledError" in task.text
-    assert task.text.count("Task.cancel") <= 40  # neither lost nor repeated without end
-    assert "function() {" not in task.text
 
 
 def assert_sane(document) -> None:
     """Prose of a person: a title, words, lines, no markup, no broken characters."""
     text = document.text
     assert document.title
-    assert "—" in document.title or "Python" in document.title or "Docs" in document.title
+    assert "documentation" in document.title.lower()
     assert len(text) > 200
     assert "\ufffd" not in text
     assert "Ã" not in text  # UTF-8 read as Windows-1252
