@@ -109,7 +109,7 @@ class Crawl:
                 self._skip(visit, out_of_time)
         finally:
             self._is_over = True
-            for visit in self._in_flight:  # of these, some were cancelled before their first step
+            for visit in self._in_flight:
                 self._visitor.end_turn(visit)
 
     async def _find_seeds(self, search: Callable[[], Awaitable[Sequence[SearchHit]]]) -> None:
@@ -206,6 +206,7 @@ class Crawl:
         self._end(visit, visit.event("skip", detail=str(skipped), category=skipped.why))
 
     def _end(self, visit: Visit, event: RetrievalEvent, document: Document | None = None) -> None:
+        self._visitor.end_turn(visit)  # of one that was cancelled before its first step; others gave it back
         self._in_flight.remove(visit)
         self._hand_over(Outcome(document, event))
 

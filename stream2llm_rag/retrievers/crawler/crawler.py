@@ -73,8 +73,8 @@ class WebCrawler:
     through; a private one must be named in ``allow_private_proxies``, and names of pages are then resolved there, unseen.
     ``cookies`` maps a site's URL to its cookies, which are sent to its host alone; each stream keeps what sites add to them.
     With ``cache``, a folder or a :class:`PageCache`, pages are kept on disk as HTTP allows, and asked for again only to confirm
-    them. ``extractor`` is the ``module:function`` that
-    turns ``(html, url)`` into text; it is imported by the ``num_extractors`` extraction processes.
+    them. ``extractor`` is the ``module:function`` that turns ``(html, url)`` into text, imported by the ``num_extractors``
+    extraction processes; or ``"fast"``, for quick rules that leave more of menus and margins in.
 
     Raises InvalidInputError for settings that cannot be used.
     """

@@ -103,16 +103,18 @@ class Fetcher:
         lookup = await cache.look_up(url, sent, scope=scope, max_bytes=terms.max_bytes)
         if lookup.stored is not None and lookup.is_fresh:
             return _stored_page(lookup.stored, url, terms, "cache")
+        page = None
         async with self._get(url, lookup.headers) as response:
-            if response.status == 304 and lookup.stored is not None:
-                stored = await cache.confirm(lookup, response.headers)
-                if stored is None:
-                    raise TryAgainError(Skip.ANSWER, "HTTP 304 for another page than the one that is stored")
-                return _stored_page(stored, url, terms, "confirmed")
-            page = await _page(response, url, terms)
-            if response.status == 200 and isinstance(page, Page):
-                await cache.store(lookup, Stored(page.content_type, page.body), response.headers)
-            return page
+            is_confirmed = response.status == 304 and lookup.stored is not None
+            if not is_confirmed:
+                page = await _page(response, url, terms)
+        if is_confirmed and (stored := await cache.confirm(lookup, response.headers)) is not None:
+            return _stored_page(stored, url, terms, "confirmed")
+        if page is None:
+            raise TryAgainError(Skip.ANSWER, "HTTP 304 for another page than the one that is stored")
+        if response.status == 200 and isinstance(page, Page):
+            await cache.store(lookup, Stored(page.content_type, page.body), response.headers)
+        return page
 
     async def get_robots(self, origin: str) -> RobotsRules:
         """Fetch and read an origin's robots.txt. Does not fail: what cannot be reached disallows all (RFC 9309)."""

@@ -39,7 +39,7 @@ from hishel import (
     StoreAndUse,
 )
 
-from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.errors import InvalidInputError, LifecycleError
 
 _FILE_NAME = "pages.sqlite"
 _OPTIONS = CacheOptions(shared=False)
@@ -97,7 +97,9 @@ class PageCache:
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
-        """Make the folder and the file where they are missing."""
+        """Make the folder and the file where they are missing. LifecycleError where another crawler has this object open."""
+        if self._thread is not None:
+            raise LifecycleError("This PageCache is open already. Make one for each crawler; they may share a folder.")
         self._thread = ThreadPoolExecutor(1, "page-cache")
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
@@ -109,10 +111,12 @@ class PageCache:
         """Close the file, once what was begun is done."""
         if self._thread is not None:
             thread, self._thread = self._thread, None
-            await asyncio.to_thread(thread.shutdown)
-            if self._storage is not None:
-                self._storage.close()
-                self._storage = None
+            try:
+                await asyncio.to_thread(thread.shutdown)
+            finally:
+                if self._storage is not None:
+                    self._storage.close()
+                    self._storage = None
 
     async def look_up(self, url: str, headers: Mapping[str, str], *, scope: str, max_bytes: int) -> Lookup:
         """What is known of ``url``, asked for with these ``headers``. A body of more than ``max_bytes`` counts as unknown."""

@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 from aiohttp import web
 
-from stream2llm_rag.errors import CrawlError, InvalidInputError
+from stream2llm_rag.errors import CrawlError, InvalidInputError, LifecycleError
 from stream2llm_rag.retrievers.crawler import PageCache, WebCrawler
 
 from .conftest import crawl
@@ -192,6 +192,15 @@ async def test_what_is_no_folder_for_a_cache_is_said_before_anything_is_fetched(
         with pytest.raises(InvalidInputError, match="Name another folder"):
             await crawl(crawler_on("/", cache=tmp_path / folder))
     assert site.requests == []
+
+
+async def test_one_cache_is_for_one_crawler_at_a_time(site, crawler_on, tmp_path):
+    site.page("/")
+    cache = PageCache(tmp_path)
+    async with crawler_on("/", cache=cache):
+        with pytest.raises(LifecycleError, match="open already"):
+            await crawl(crawler_on("/", cache=cache))
+    assert len((await crawl(crawler_on("/", cache=cache))).documents) == 1
 
 
 @pytest.mark.parametrize("cache", [7, "", True])
