@@ -16,7 +16,7 @@ from stream2llm_rag.retrievers.crawler.retries import MAX_WAIT_S
 from stream2llm_rag.retrievers.crawler.robots import MAX_CRAWL_DELAY_S
 
 _SMOOTHING = 0.3
-_QUICK_S = 0.1  # below it, a slowdown is noise
+_QUICK_S = 0.5  # up to twice that no answer is slow: networks and machines waver
 _TOLERANCE = 2.0  # times as slow as its best answer is no slowdown yet: pages differ
 _NUM_GOOD_TO_RECOVER = 8
 _MAX_CUTS = 5
