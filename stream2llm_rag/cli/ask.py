@@ -136,9 +136,8 @@ def _crawled(crawl: CrawlReport) -> str:
     """What the crawl came to, in a line."""
     total = crawl.total
     why = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in total.skipped.items())
-    return f"{total.num_fetched} pages from {len(crawl.hosts)} hosts, {total.num_skipped} skipped" + (
-        f" ({why})" if why else ""
-    )
+    hosts = "1 host" if len(crawl.hosts) == 1 else f"{len(crawl.hosts)} hosts"
+    return f"Pages read: {total.num_fetched}, skipped: {total.num_skipped}{why and f' ({why})'}, from {hosts}"
 
 
 def _problems(result: RAGResult) -> list[str]:

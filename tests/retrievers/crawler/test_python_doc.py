@@ -36,10 +36,11 @@ async def documentation() -> AsyncIterator[str]:
 
 
 async def test_the_page_that_answers_is_found_and_all_text_is_sane(documentation):
-    crawler = WebCrawler([f"http://{documentation}/library/index.html"], allow_private_hosts=[documentation])
+    seed = f"http://{documentation}/library/index.html"
+    crawler = WebCrawler([seed], allow_private_hosts=[documentation], min_relevance=0.1, max_pages=4)
     async with crawler:
         result = await read(crawler.stream("How do I cancel an asyncio task?"))
-    assert len(result.documents) == 12
+    assert len(result.documents) == 4
     best = max(result.documents, key=lambda document: document.score)
     assert best.source == f"http://{documentation}/{TEXT}"
     assert best.title.startswith("Coroutines and Tasks")
