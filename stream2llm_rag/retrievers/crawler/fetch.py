@@ -34,6 +34,7 @@ from stream2llm_rag.retrievers.crawler.robots import (
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})  # what aiohttp undoes; others it passes on
 ACCEPT = "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8,application/pdf;q=0.7"
 
 
@@ -163,6 +164,9 @@ async def _page(response: aiohttp.ClientResponse, url: CanonicalUrl, terms: Term
         raise _refused(response)
     content_type = response.headers.get("Content-Type", "")
     _require_readable(content_type, terms)
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in _ENCODINGS:
+        raise PageSkippedError(Skip.CONTENT_TYPE, f"its content encoding is {encoding!r}, which cannot be read")
     return Page(url, content_type, await _read_body(response, terms.max_bytes, terms.budget))
 
 
