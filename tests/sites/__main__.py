@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     extract = extractor.QUICK if given.quick else extractor.REAL
-    with running(given.pages, given.copies) as site, watching(os.getpid(), except_for=site.pid) as peak:
+    with running(Site(given.pages, given.copies)) as site, watching(os.getpid(), except_for=site.pid) as peak:
         started_s = time.monotonic()
         deltas = asyncio.run(crawl(site, extract, given.page_timeout_s, given.timeout_s))
         report = judge(site, deltas)

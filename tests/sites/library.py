@@ -16,7 +16,7 @@ ANSWER = "A neutrino telescope in deep water is calibrated with laser flashes wh
 _WAY = ("Instruments of science", "Telescope designs", "Neutrino telescope", "Neutrino telescope calibrated in deep water")
 _BRANCHES = 8
 _NUM_RELATED = 4
-_NUM_PARAGRAPHS = 9
+NUM_PARAGRAPHS = 9
 
 
 def _words(text: str, separator: str | None = None) -> list[str]:
@@ -46,6 +46,7 @@ class Library:
 
     num_pages: int
     hosts: tuple[str, ...]
+    num_paragraphs: int = NUM_PARAGRAPHS
 
     @property
     def entrance(self) -> str:
@@ -110,7 +111,7 @@ class Library:
         return "".join(f'<li><a href="{self.url(number)}">{self.title(number)}</a></li>' for number in numbers)
 
     def _sections(self, dice: random.Random) -> Iterator[str]:
-        for number in range(_NUM_PARAGRAPHS):
+        for number in range(self.num_paragraphs):
             if number % 3 == 0:
                 yield f"<h2>{_sentence(dice)}</h2>"
             yield f"<p>{' '.join(_sentence(dice) for _ in range(dice.randrange(5, 10)))}</p>"

@@ -1,23 +1,21 @@
 """A site in a process of its own.
 
-``python -m tests.sites.server --pages 100 --copies 1`` prints its port and runs until its stdin ends.
-
 Every host is an address of its own in 127.0.0.0/8, all on one port.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from aiohttp import web
 
-from tests.sites.library import Library
+from tests.sites.library import NUM_PARAGRAPHS, Library
 from tests.sites.traps import Answer, Trap, all_traps
 
 NUM_LIBRARY_HOSTS = 8
@@ -26,20 +24,24 @@ _ATTEMPTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is served: ordinary pages, and each trap as often as there are ``num_copies``.
+    """Ordinary pages, each held back by ``latency_s``, and every trap as often as there are ``num_copies``.
 
-    All hosts share ``port``; ``pid`` is the process that serves them.
+    Once it runs, all its hosts share ``port``, and ``pid`` is the process that serves them.
     """
 
     num_pages: int
-    num_copies: int
+    num_copies: int = 0
+    num_paragraphs: int = NUM_PARAGRAPHS
+    latency_s: float = 0.0
     port: int = 0
     pid: int = 0
 
     @property
     def library(self) -> Library:
         """The ordinary pages."""
-        return Library(self.num_pages, tuple(f"127.0.1.{i + 1}:{self.port}" for i in range(NUM_LIBRARY_HOSTS)))
+        return Library(
+            self.num_pages, tuple(f"127.0.1.{i + 1}:{self.port}" for i in range(NUM_LIBRARY_HOSTS)), self.num_paragraphs
+        )
 
     @property
     def hosts(self) -> list[str]:
@@ -62,25 +64,24 @@ def _trap_addresses() -> list[str]:
 
 
 @contextmanager
-def running(num_pages: int, num_copies: int = 0, *, latency_s: float = 0.0) -> Iterator[Site]:
-    """A site in another process, for the time of the block. ``latency_s`` holds back each ordinary page."""
-    options = ["--pages", str(num_pages), "--copies", str(num_copies), "--latency-s", str(latency_s)]
-    command = [sys.executable, "-m", "tests.sites.server", *options]
+def running(site: Site) -> Iterator[Site]:
+    """The site, in another process for the time of the block."""
+    command = [sys.executable, "-m", "tests.sites.server", json.dumps(asdict(site))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield Site(num_pages, num_copies, int(process.stdout.readline()), process.pid)
-        process.stdin.close()
+        yield replace(site, port=int(process.stdout.readline()), pid=process.pid)
+        process.stdin.close()  # which ends it
 
 
-async def _serve(num_pages: int, num_copies: int, latency_s: float) -> None:
+async def _serve(site: Site) -> None:
     app = web.Application()
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
     app.router.add_get("/{path:.*}", lambda request: handler(request))
     await runner.setup()
     try:
-        port = await _listen(runner, [host.partition(":")[0] for host in Site(num_pages, num_copies).hosts])
-        handler = _handler(Site(num_pages, num_copies, port), latency_s)
+        port = await _listen(runner, [host.partition(":")[0] for host in site.hosts])
+        handler = _handler(replace(site, port=port))
         print(port, flush=True)
         await asyncio.to_thread(sys.stdin.read)
     finally:
@@ -106,15 +107,16 @@ async def _listen(runner: web.AppRunner, addresses: list[str]) -> int:
     raise OSError(f"no port is free on each of {len(addresses)} addresses")
 
 
-def _handler(site: Site, latency_s: float) -> Answer:
+def _handler(site: Site) -> Answer:
     library = site.library
-    pages = {library.path(i): library.html(i, site.trap_links(i)) for i in range(library.num_pages)}
+    pages = {"/warm-up": b"<html><body><article><p>No link leads away from here.</p></article></body></html>"}
+    pages |= {library.path(i): library.html(i, site.trap_links(i)) for i in range(library.num_pages)}
     traps = {trap.name: trap for trap in all_traps()}
     by_address = dict(zip(_trap_addresses(), all_traps(), strict=True))
 
     async def handle(request: web.Request) -> web.StreamResponse:
         if request.path in pages:
-            await asyncio.sleep(latency_s)
+            await asyncio.sleep(site.latency_s)
             return web.Response(body=pages[request.path], content_type="text/html", charset="utf-8")
         if request.path == "/robots.txt":
             trap = by_address.get(request.url.host or "")
@@ -125,14 +127,5 @@ def _handler(site: Site, latency_s: float) -> Answer:
     return handle
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pages", type=int, required=True)
-    parser.add_argument("--copies", type=int, default=0)
-    parser.add_argument("--latency-s", type=float, default=0.0)
-    given = parser.parse_args()
-    asyncio.run(_serve(given.pages, given.copies, given.latency_s))
-
-
 if __name__ == "__main__":
-    main()
+    asyncio.run(_serve(Site(**json.loads(sys.argv[1]))))
