@@ -146,13 +146,19 @@ class WebCrawler:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End every stream, request and process. Streams that had not ended raise CrawlError for their readers."""
+        """End every stream, request and process. Streams that had not ended raise CrawlError for their readers.
+
+        Goes through to the end: cancelled meanwhile, it raises CancelledError only when nothing is open any more.
+        """
         if self._fetcher is None or self._is_closed:
             return
         self._is_closed = True
         metrics.collector.keep(self._counters)
-        async with AsyncExitStack() as stack:  # each of them, even where this is cancelled meanwhile
-            stack.push_async_callback(self._fetcher.aclose)
+        await _see_through(asyncio.create_task(self._close(self._fetcher)))
+
+    async def _close(self, fetcher: Fetcher) -> None:
+        async with AsyncExitStack() as stack:  # each of them, even where the event loop itself ends meanwhile
+            stack.push_async_callback(fetcher.aclose)
             stack.push_async_callback(self._pool.aclose)
             if self._cache is not None:
                 stack.push_async_callback(self._cache.aclose)
@@ -186,3 +192,16 @@ class WebCrawler:
 
     async def _allow_all(self, origin: str) -> RobotsRules:
         return RobotsRules(self._manners.user_agent)
+
+
+async def _see_through(task: asyncio.Task[None]) -> None:
+    """Wait until ``task`` has ended, however often this is cancelled meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

@@ -36,7 +36,7 @@ def canonicalize(url: str, base: str = "") -> CanonicalUrl | None:
         return None
     if parts.scheme not in _DEFAULT_PORTS or "@" in parts.netloc:
         return None
-    host = parts.netloc.removesuffix(f":{port}")
+    host = parts.netloc.removesuffix(f":{port}").removesuffix(".")  # the root of all names (RFC 1034, 3.1), the same host
     if not _HOST.fullmatch(host):
         return None
     netloc = host if port in (None, _DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"

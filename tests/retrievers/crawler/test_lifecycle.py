@@ -107,6 +107,36 @@ async def test_streams_cancelled_at_random_moments_leave_the_crawler_as_it_was(s
         assert len((await read(crawler.stream("why?"))).documents) == 9
 
 
+async def test_crawlers_given_up_at_random_moments_leave_no_task_process_or_connection(site, crawler_on):
+    moments = random.Random(2)
+    site.page("/", *(f"p{i}" for i in range(8)), "hang")
+    site.page("/hang")
+    for i in range(8):
+        site.page(f"/p{i}")
+    processes = psutil.Process()
+    children = set(processes.children())
+
+    async def use():
+        async with crawler_on("/", "/p1") as crawler:
+            await asyncio.gather(read(crawler.stream("why?")), read(crawler.stream("why not?")))
+
+    for num_requests in (0, 1, 2, 3, 5, 8, 12):
+        site.requests.clear()
+        block = asyncio.create_task(use())
+        await site.until(lambda: len(site.requests) >= num_requests)  # noqa: B023 - it is awaited here
+        for _ in range(moments.randrange(40)):
+            await asyncio.sleep(0)
+        block.cancel()
+        for _ in range(moments.randrange(10)):
+            await asyncio.sleep(0)
+        block.cancel()  # while it closes
+        await asyncio.wait([block])
+        assert block.cancelled()
+        assert [task for task in asyncio.all_tasks() if "/stream2llm_rag/" in task.get_coro().cr_code.co_filename] == []
+        assert set(processes.children()) == children
+        assert [each for each in processes.net_connections() if each.raddr and each.raddr.port == site.port] == []
+
+
 async def test_a_crash_and_a_hang_cost_their_own_pages(site, crawler_on):
     site.page("/", "crash", "hang", "fine")
     for path in ("/crash", "/hang", "/fine"):

@@ -33,6 +33,7 @@ URLS = st.builds(
         ("http://h", "http://h/"),
         ("HTTP://H/a", "http://h/a"),
         ("http://h:80/a", "http://h/a"),
+        ("http://h.example.:80/a", "http://h.example/a"),
         ("https://h:443/a", "https://h/a"),
         ("http://h/a#part", "http://h/a"),
         ("http://h/a/../b/./c", "http://h/b/c"),
