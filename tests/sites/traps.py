@@ -282,6 +282,12 @@ def _robots() -> Iterator[tuple[str, str, Answer, Answer]]:
     yield "robots-odd", COMES, _plain, of(odd)
     yield "robots-page", COMES, _plain, of(b"<html><body>Not found</body></html>", "text/html")
     yield "robots-long", COMES, _plain, of(b"# nothing\n" * 200_000 + b"User-agent: *\nDisallow: /\n")
+    yield (
+        "robots-many-rules",
+        COMES,
+        _plain,
+        of(b"User-agent: *\n" + b"".join(b"Disallow: /%d*a*b*c\n" % i for i in range(20_000))),
+    )
     yield "robots-endless", COMES, _plain, _stream(b"# nothing\n" * 1_000, 0.0)
     yield (
         "robots-slow-pattern",

@@ -3,13 +3,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import threading
 
 import pytest
 from aiohttp import web
 
 from stream2llm_rag.errors import CrawlError, InvalidInputError
 from stream2llm_rag.retrievers import StreamingRetriever
-from stream2llm_rag.retrievers.crawler import WebCrawler
+from stream2llm_rag.retrievers.crawler import WebCrawler, fetch
+from stream2llm_rag.retrievers.crawler.robots import rules_from_answer
 
 from .conftest import crawl, read
 
@@ -262,6 +264,23 @@ class TestRobots:
         site.page("/")
         assert len((await crawl(crawler_on("/"))).documents) == 1
         assert site.requests.count("/robots.txt") == 6
+
+    async def test_a_long_one_is_not_parsed_on_the_event_loop(self, site, crawler_on, monkeypatch):
+        parsed_by = []
+
+        def parse(*answer):
+            parsed_by.append(threading.current_thread())
+            return rules_from_answer(*answer)
+
+        monkeypatch.setattr(fetch, "rules_from_answer", parse)
+        rules = "".join(f"Disallow: /private{i}*x*y\n" for i in range(10_000))
+        site.answer("/robots.txt", f"User-agent: *\n{rules}", content_type="text/plain")
+        site.page("/", "private7/x/y", "open")
+        site.page("/open")
+        result = await crawl(crawler_on("/"))
+        assert result.paths(site) == {"/", "/open"}
+        assert len(parsed_by) == 1
+        assert parsed_by[0] is not threading.current_thread()
 
     async def test_it_can_be_left_aside(self, site, crawler_on):
         site.answer("/robots.txt", "User-agent: *\nDisallow: /", content_type="text/plain")

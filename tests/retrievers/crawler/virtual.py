@@ -19,8 +19,16 @@ from urllib.parse import quote, urlsplit
 from stream2llm_rag.retrievers.crawler import WebCrawler
 from stream2llm_rag.retrievers.crawler.extract import decode, outline_of, visible_text
 from stream2llm_rag.retrievers.crawler.fetch import ByteBudget
-from stream2llm_rag.retrievers.crawler.pages import NO_FOCUS, Focus, Outline, Page, PageSkippedError, Redirect, TryAgainError
-from stream2llm_rag.retrievers.crawler.pool import Extracted
+from stream2llm_rag.retrievers.crawler.pages import (
+    NO_FOCUS,
+    Extracted,
+    Focus,
+    Outline,
+    Page,
+    PageSkippedError,
+    Redirect,
+    TryAgainError,
+)
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 from stream2llm_rag.retrievers.crawler.robots_cache import RobotsCache
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, origin_of
