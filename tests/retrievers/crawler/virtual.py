@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from stream2llm_rag.retrievers.crawler import WebCrawler
 from stream2llm_rag.retrievers.crawler.extract import decode, outline_of, visible_text
-from stream2llm_rag.retrievers.crawler.fetch import ByteBudget
+from stream2llm_rag.retrievers.crawler.fetch import ByteBudget, Terms
 from stream2llm_rag.retrievers.crawler.pages import (
     NO_FOCUS,
     Extracted,
@@ -27,6 +27,7 @@ from stream2llm_rag.retrievers.crawler.pages import (
     Page,
     PageSkippedError,
     Redirect,
+    Skip,
     TryAgainError,
 )
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
@@ -116,15 +117,13 @@ class Web:
 
     # What a Fetcher does.
 
-    async def get_page(
-        self, url: CanonicalUrl, *, max_bytes: int, budget: ByteBudget, may_list: bool = False
-    ) -> Page | Redirect:
+    async def get_page(self, url: CanonicalUrl, terms: Terms) -> Page | Redirect:
         resource = self.resources[self._key(url)]
         started_s = time.monotonic()
         self._open(+1)
         try:
             await self._pass_time(30.0 if resource.never_answers else None)
-            return await self._answer(resource, url, budget)
+            return await self._answer(resource, url, terms.budget)
         finally:
             self._open(-1)
             self.requests.append(Request(origin_of(url), url, started_s, time.monotonic()))
@@ -188,10 +187,10 @@ class Web:
             resource.num_failures -= 1
             now_s, rest_s = time.monotonic(), resource.retry_after_s
             self.asked_for_rest.setdefault(origin_of(url), []).append((now_s, now_s + rest_s))
-            raise TryAgainError("HTTP 503", rest_s)
+            raise TryAgainError(Skip.STATUS, "HTTP 503", rest_s)
         self.num_fetched[self._key(url)] += 1
         if resource.is_gone or resource.never_answers:
-            raise PageSkippedError("HTTP 410")
+            raise PageSkippedError(Skip.STATUS, "HTTP 410")
         if resource.leads_to is not None:
             target = canonicalize(resource.leads_to)
             assert target is not None
