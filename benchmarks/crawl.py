@@ -65,11 +65,14 @@ def run(contestant: Contestant, task: Task, folder: Path) -> dict[str, Any]:
     root = Path(__file__).parents[1]
     command = [str(contestant.python), "-m", f"benchmarks.crawlers.{contestant.module}", json.dumps(asdict(task))]
     environment = {**os.environ, **quiet, "PYTHONPATH": str(root)}
+    set_up = f"{contestant.name} failed. Set it up with: python -m benchmarks.crawlers.environments"
+    if not contestant.python.exists():
+        raise SystemExit(set_up)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=root, text=True)
     with process, watching(process.pid) as peak:
         printed, _ = process.communicate()
     if process.returncode or not printed:
-        raise SystemExit(f"{contestant.name} failed. Set it up with: python -m benchmarks.crawlers.environments")
+        raise SystemExit(set_up)
     outcome: dict[str, Any] = json.loads(printed.splitlines()[-1])
     if outcome["num_pages"] != task.num_pages or outcome["first_relevant_s"] is None:
         raise SystemExit(f"{contestant.name} read {outcome['num_pages']} of {task.num_pages} pages")

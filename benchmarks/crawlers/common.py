@@ -126,7 +126,7 @@ class Watch:
             loop_cpu_s=loop_cpu_s,
             first_relevant_s=self._first_relevant_s,
             lag_p50_s=statistics.median(self._lags_s),
-            lag_p99_s=statistics.quantiles(self._lags_s, n=100)[98],
+            lag_p99_s=statistics.quantiles(self._lags_s, n=100, method="inclusive")[98],
             lag_max_s=max(self._lags_s),
         )
 
