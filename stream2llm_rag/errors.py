@@ -13,7 +13,8 @@
     │   ├── EngineStartError                it did not start
     │   ├── UnsupportedError                vLLM, or we on it, do not support this
     │   ├── CapacityError                   a limit on open streams is reached: try again later
-    │   └── EngineDied                      a process of the engine is gone; open a new engine
+    │   ├── EngineDied                      a process of the engine is gone; open a new engine
+    │   └── EngineUnreachable               a served engine cannot be reached, or dropped the stream
     └── ConservationError                   a simulated scheduler lost or made up requests, tokens or blocks
 
 Errors of libraries underneath are translated where they enter and stay reachable as ``__cause__``. A message says what came,
@@ -89,6 +90,10 @@ class CapacityError(EngineError):
 
 class EngineDied(EngineError):  # noqa: N818 - says what happened, which no *Error says as well
     """A process of the engine is gone. Every open stream ends with this; open a new engine."""
+
+
+class EngineUnreachable(EngineError):  # noqa: N818 - as above
+    """A served engine cannot be reached, or a connection to it has ended. Its stream is gone; others may go on."""
 
 
 class ConservationError(Stream2LLMError):

@@ -14,6 +14,7 @@ from stream2llm_rag.cli.bench import bench
 from stream2llm_rag.cli.demo import demo
 from stream2llm_rag.cli.doctor import doctor
 from stream2llm_rag.cli.index import index_app
+from stream2llm_rag.cli.serve import serve
 from stream2llm_rag.cli.simulate import simulate
 from stream2llm_rag.cli.terminal import show_error
 from stream2llm_rag.cli.timeline import timeline
@@ -37,6 +38,8 @@ app = typer.Typer(
 for command in (ask, bench, demo, doctor, simulate, timeline):
     app.command()(command)
 app.add_typer(index_app, name="index")
+# vLLM's parser reads all that follows, and knows what --help there means.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(serve)
 
 
 def _show_version(wanted: bool) -> None:

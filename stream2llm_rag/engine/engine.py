@@ -34,6 +34,8 @@ from stream2llm_rag.main_guard import refuse_unguarded_start
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from stream2llm_rag.engine.wire import VllmWire
@@ -143,6 +145,11 @@ class Stream2LLMEngine:
             await self._stop()
 
     @property
+    def llm(self) -> AsyncLLM:
+        """vLLM's own engine underneath, for what vLLM builds on one, such as its OpenAI server."""
+        return self._running()
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, as vLLM loaded it."""
         return self._running().get_tokenizer()
@@ -226,12 +233,19 @@ class Stream2LLMEngine:
         check_surface()
         args = AsyncEngineArgs(model=self._model, **{**_DEFAULT_ENGINE_ARGS, **self._engine_args})
         with self._settings.in_environment():
-            config = args.create_engine_config()
+            config = self._configure(args)
             check_supported(config)
             config.scheduler_config.scheduler_cls = _SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
             self._llm = AsyncLLM.from_vllm_config(
-                config, stat_loggers=[feedback_logger(self._hub)], disable_log_stats=args.disable_log_stats
+                config,
+                stat_loggers=[feedback_logger(self._hub)],
+                enable_log_requests=args.enable_log_requests,
+                aggregate_engine_logging=args.aggregate_engine_logging,
+                disable_log_stats=args.disable_log_stats,
             )
+
+    def _configure(self, args: AsyncEngineArgs) -> VllmConfig:
+        return args.create_engine_config()
 
     async def _stop(self) -> None:
         self._exports.close()

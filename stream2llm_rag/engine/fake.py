@@ -34,12 +34,18 @@ class FakeEngine:
         self._max_sessions = max_sessions
         self._num_answer_tokens = num_answer_tokens
 
-    async def open(self, prefix: TokenIds = (), *, on_record: Callable[[StepRecord], None] | None = None) -> Session:
+    async def open(
+        self,
+        prefix: TokenIds = (),
+        *,
+        on_record: Callable[[StepRecord], None] | None = None,
+        cache_salt: str | None = None,
+    ) -> Session:
         """As ``Stream2LLMEngine.open``."""
         self.lifeline.check()
         if len(self.sessions) >= self._max_sessions:
             raise CapacityError(f"{len(self.sessions)} sessions are open, the limit is max_sessions={self._max_sessions}.")
-        session = Session(self, on_close=self.sessions.discard, on_record=on_record)
+        session = Session(self, on_close=self.sessions.discard, on_record=on_record, cache_salt=cache_salt)
         self.sessions.add(session)
         return await session.start(prefix)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import anyio
 
-from stream2llm_rag.errors import EngineDied, LifecycleError
+from stream2llm_rag.errors import EngineDied, LifecycleError, Stream2LLMError
 
 
 class Lifeline:
@@ -19,17 +19,24 @@ class Lifeline:
 
     def __init__(self) -> None:
         self._scopes: set[anyio.CancelScope] = set()
-        self._end: EngineDied | LifecycleError | None = None
+        self._end: Stream2LLMError | None = None
 
     def die(self, cause: BaseException | None = None) -> None:
         """A process of the engine is gone: everything that waits, or comes later, gets :class:`EngineDied`."""
         died = EngineDied("a process of the engine is gone. Close this engine and open a new one; its log says why.")
         died.__cause__ = cause
-        self._cut(died)
+        self.cut(died)
 
     def close(self) -> None:
         """The engine was closed: everything that waits, or comes later, gets :class:`LifecycleError`."""
-        self._cut(LifecycleError("this engine is closed. Use it inside: async with Stream2LLMEngine(...) as engine."))
+        self.cut(LifecycleError("this engine is closed. Use it inside: async with Stream2LLMEngine(...) as engine."))
+
+    def cut(self, end: Stream2LLMError) -> None:
+        """Everything that waits, or comes later, gets ``end``. The first one counts."""
+        if self._end is None:
+            self._end = end
+        for scope in list(self._scopes):
+            scope.cancel()
 
     def check(self) -> None:
         """Raise if the line is cut."""
@@ -48,9 +55,3 @@ class Lifeline:
                 self._scopes.discard(scope)
         if scope.cancelled_caught:
             self.check()
-
-    def _cut(self, end: EngineDied | LifecycleError) -> None:
-        if self._end is None:
-            self._end = end
-        for scope in list(self._scopes):
-            scope.cancel()

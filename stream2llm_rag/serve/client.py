@@ -1,0 +1,199 @@
+"""A served engine, used like a local one."""
+
+from __future__ import annotations
+
+import ssl as ssl_module
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import anyio.to_thread
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from stream2llm_rag.engine.feedback import StepRecord
+from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
+from stream2llm_rag.errors import (
+    CapacityError,
+    EngineStartError,
+    EngineUnreachable,
+    InvalidInputError,
+    LifecycleError,
+)
+from stream2llm_rag.serve.addresses import stream_url
+from stream2llm_rag.serve.codes import error_of
+from stream2llm_rag.serve.messages import SUBPROTOCOL, Describe, Error, Model, decode_server, encode
+from stream2llm_rag.serve.stream import RemoteStream
+from stream2llm_rag.serve.tokenizers import unpack
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+_MAX_ANSWER_BYTES = 2**26  # a tokenizer of a quarter of a million words takes 45 MB in base64
+
+
+class RemoteEngine:
+    """An engine behind ``stream2llm serve``, with the sessions of a local one; for ``StreamingRAG`` and the integrations.
+
+    ``url`` is the server's (``http://host:8000``, ``https://...``), ``api_key`` one of its keys, ``ssl`` a context for
+    certificates that the system does not know. ``tokenizer`` is the model's; without it the server's is fetched once.
+    ``max_sessions`` bounds the sessions open at once, ``connect_timeout_s`` the wait for the server, in seconds.
+
+    Used as ``async with RemoteEngine(url) as engine``, on one event loop. Each session is a connection of its own; leaving it
+    ends that. Raises :class:`EngineStartError` when the server cannot be used, later :class:`EngineUnreachable`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        tokenizer: Any = None,
+        ssl: ssl_module.SSLContext | None = None,
+        max_sessions: int = 1024,
+        connect_timeout_s: float = 30.0,
+    ) -> None:
+        if max_sessions < 1:
+            raise InvalidInputError(f"max_sessions must be at least 1, got {max_sessions}.")
+        self._url = stream_url(url)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._ssl = ssl
+        self._max_sessions = max_sessions
+        self._connect_timeout_s = connect_timeout_s
+        self._tokenizer = tokenizer
+        self._model: Model | None = None
+        self._streams: dict[Session, RemoteStream] = {}
+        self._num_opening = 0
+        self._state = "not opened yet"
+
+    async def __aenter__(self) -> Self:
+        if self._state != "not opened yet":
+            raise LifecycleError(f"this engine is {self._state}. Make a new one: an engine is opened once.")
+        self._state = "closed"
+        try:
+            self._model = await self._describe()
+        except EngineUnreachable as error:
+            raise EngineStartError(str(error)) from error
+        if self._tokenizer is None:
+            self._tokenizer = await anyio.to_thread.run_sync(unpack, self._model.tokenizer, self._model.name)
+        self._state = "open"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Abort open sessions. Calling it again does nothing."""
+        self._state = "closed"
+        closed = LifecycleError("this engine is closed. Use it inside: async with RemoteEngine(...) as engine.")
+        for session, stream in list(self._streams.items()):
+            stream.cut(closed)
+            await session.abort()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, with the chat template of the server."""
+        self._running()
+        return self._tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._running().max_model_len
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions open here."""
+        return len(self._streams)
+
+    async def open(
+        self,
+        prefix: TokenIds = (),
+        *,
+        on_record: Callable[[StepRecord], None] | None = None,
+        cache_salt: str | None = None,
+    ) -> Session:
+        """Open a streaming request that starts with ``prefix``; as :meth:`Stream2LLMEngine.open`.
+
+        Times of records are those of this machine, to half the fastest round trip. Raises :class:`CapacityError` when
+        ``max_sessions`` are open here or as many at the server as it takes, :class:`EngineUnreachable` without a connection.
+        """
+        model = self._running()
+        if len(self._streams) + self._num_opening >= self._max_sessions:
+            raise CapacityError(f"{len(self._streams)} sessions are open, the limit is max_sessions={self._max_sessions}.")
+        self._num_opening += 1
+        try:
+            stream = RemoteStream(await self._connect(), model)
+            session = Session(stream, on_close=self._forget, on_record=on_record, cache_salt=cache_salt)
+            self._streams[session] = stream
+        finally:
+            self._num_opening -= 1
+        try:
+            await stream.open(session, cache_salt)
+        except BaseException:
+            await session.abort()
+            raise
+        return await session.start(prefix)
+
+    async def generate(
+        self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams | None = None
+    ) -> AsyncIterator[OutputDelta]:
+        """Answer a prompt that is complete."""
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        async with await self.open() as session:
+            async for output in await session.finish(token_ids, sampling):
+                yield output
+
+    def _forget(self, session: Session) -> None:
+        self._streams.pop(session, None)
+
+    def _running(self) -> Model:
+        if self._state != "open" or self._model is None:
+            raise LifecycleError(f"this engine is {self._state}. Use it inside: async with RemoteEngine(...) as engine.")
+        return self._model
+
+    async def _describe(self) -> Model:
+        connection = await self._connect()
+        try:
+            await connection.send(encode(Describe()))
+            reply = decode_server(await connection.recv())
+        except (ConnectionClosed, InvalidInputError) as error:
+            raise EngineUnreachable(f"{self._url} does not answer as a server of streams does: {error}") from error
+        finally:
+            await connection.close()
+        if isinstance(reply, Error):
+            raise error_of(reply.code, reply.message)
+        if not isinstance(reply, Model):
+            raise EngineUnreachable(f"{self._url} answered 'describe' with {type(reply).__name__.lower()!r}.")
+        return reply
+
+    async def _connect(self) -> ClientConnection:
+        options: dict[str, Any] = {} if self._ssl is None else {"ssl": self._ssl}
+        try:
+            return await connect(
+                self._url,
+                additional_headers=self._headers,
+                subprotocols=[Subprotocol(SUBPROTOCOL)],
+                max_size=_MAX_ANSWER_BYTES,
+                compression=None,  # token ids on a fast network: it would cost more time than it saves
+                ping_interval=None,  # the protocol has its own
+                open_timeout=self._connect_timeout_s,
+                **options,
+            )
+        except InvalidStatus as error:
+            raise EngineUnreachable(_refusal(self._url, error.response.status_code)) from error
+        except (OSError, TimeoutError, InvalidHandshake) as error:
+            raise EngineUnreachable(f"{self._url} cannot be reached: {error or type(error).__name__}") from error
+
+
+def _refusal(url: str, status: int) -> str:
+    reasons = {
+        401: "wants another API key. Pass api_key=, one of those that the server was started with.",
+        403: "refuses the connection: it may speak another version of the protocol, or has no such route.",
+        404: "has no streams: it was not started by `stream2llm serve`.",
+    }
+    return f"{url} {reasons.get(status, f'refuses the connection with HTTP status {status}.')}"
