@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.to_thread
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
 from stream2llm_rag.engine.feedback import StepRecord
@@ -23,9 +23,8 @@ from stream2llm_rag.errors import (
     LifecycleError,
 )
 from stream2llm_rag.serve.addresses import stream_url
-from stream2llm_rag.serve.codes import error_of
-from stream2llm_rag.serve.messages import SUBPROTOCOL, Describe, Error, Model, decode_server, encode
-from stream2llm_rag.serve.stream import RemoteStream
+from stream2llm_rag.serve.messages import SUBPROTOCOL, Describe, Model
+from stream2llm_rag.serve.stream import RemoteStream, exchange
 from stream2llm_rag.serve.tokenizers import unpack
 
 if TYPE_CHECKING:
@@ -159,17 +158,9 @@ class RemoteEngine:
     async def _describe(self) -> Model:
         connection = await self._connect()
         try:
-            await connection.send(encode(Describe()))
-            reply = decode_server(await connection.recv())
-        except (ConnectionClosed, InvalidInputError) as error:
-            raise EngineUnreachable(f"{self._url} does not answer as a server of streams does: {error}") from error
+            return await exchange(connection, Describe(), Model)
         finally:
             await connection.close()
-        if isinstance(reply, Error):
-            raise error_of(reply.code, reply.message)
-        if not isinstance(reply, Model):
-            raise EngineUnreachable(f"{self._url} answered 'describe' with {type(reply).__name__.lower()!r}.")
-        return reply
 
     async def _connect(self) -> ClientConnection:
         options: dict[str, Any] = {} if self._ssl is None else {"ssl": self._ssl}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -42,6 +43,7 @@ from stream2llm_rag.serve.service import Service
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 logger = logging.getLogger(__name__)
 
@@ -82,25 +84,20 @@ class Connection:
         self._records: list[Record] = []  # at most a few for each step until they are sent, or the client is too slow
         self._recorded = anyio.Event()
         self._writing = anyio.Lock()
-        self._inbox_in, self._inbox = anyio.create_memory_object_stream[ClientMessage](_MAX_WAITING_MESSAGES)
 
     async def serve(self) -> None:
         """Serve until the stream has ended; what it held is free then. Raises nothing that a client can cause."""
+        accept, inbox = anyio.create_memory_object_stream[ClientMessage](_MAX_WAITING_MESSAGES)
         try:
-            async with self._inbox, self._inbox_in, anyio.create_task_group() as tasks:
-                tasks.start_soon(self._run, tasks, self._read)
+            async with accept, inbox, anyio.create_task_group() as tasks:
+                tasks.start_soon(self._run, tasks, lambda: self._read(accept))
                 tasks.start_soon(self._run, tasks, self._tell_records)
-                tasks.start_soon(self._run, tasks, lambda: self._work(tasks))
+                tasks.start_soon(self._run, tasks, lambda: self._work(inbox, tasks))
         finally:
             with anyio.CancelScope(shield=True):
                 if self._session is not None:
                     await self._session.abort()
-                await self._close()
-
-    async def refuse(self, error: Stream2LLMError) -> None:
-        """Serve nothing, and say why."""
-        self._end = Error(code=code_of(error), message=str(error))
-        await self._close()
+                await part(self._transport, self._end, self._limits.send_timeout_s)
 
     async def _run(self, tasks: TaskGroup, job: Callable[[], Awaitable[None]]) -> None:
         """Run one job of the connection; when it ends, all end. The first that fails says why."""
@@ -120,7 +117,7 @@ class Connection:
             self._end = end
             tasks.cancel_scope.cancel()
 
-    async def _read(self) -> None:
+    async def _read(self, inbox: MemoryObjectSendStream[ClientMessage]) -> None:
         """Always read: only so is a client that goes away noticed, whatever else is under way."""
         worked_at = anyio.current_time()
         while True:
@@ -128,7 +125,7 @@ class Connection:
             if isinstance(message, Ping):
                 await self._send(Pong(sent_s=message.sent_s, server_time_s=time.monotonic()))
                 continue
-            await self._inbox_in.send(message)
+            await inbox.send(message)
             worked_at = anyio.current_time()
 
     async def _receive(self, worked_at: float) -> bytes:
@@ -155,10 +152,10 @@ class Connection:
         except InvalidInputError as error:
             raise RefusedError("bad_message", str(error)) from error
 
-    async def _work(self, tasks: TaskGroup) -> None:
+    async def _work(self, inbox: MemoryObjectReceiveStream[ClientMessage], tasks: TaskGroup) -> None:
         """Carry messages out, in order, until the answer takes over or the client cancels."""
         while True:
-            message = await self._next()
+            message = await self._next(inbox)
             if isinstance(message, Cancel):
                 await self._cancel()
                 return
@@ -170,11 +167,11 @@ class Connection:
                 continue
             await self._take(message)
 
-    async def _next(self) -> ClientMessage:
+    async def _next(self, inbox: MemoryObjectReceiveStream[ClientMessage]) -> ClientMessage:
         if self._session is None or self._is_answering:
-            return await self._inbox.receive()
+            return await inbox.receive()
         with self._session.while_alive():
-            return await self._inbox.receive()
+            return await inbox.receive()
 
     async def _take(self, message: ClientMessage) -> None:
         match message:
@@ -262,18 +259,15 @@ class Connection:
         except TimeoutError:
             raise RefusedError("slow_reader", f"nothing was taken for {self._limits.send_timeout_s:g} s.") from None
 
-    async def _close(self) -> None:
-        """Tell the other side why, if it is there."""
-        end = self._end
-        if isinstance(end, GoneError):
+
+async def part(transport: Transport, end: Error | GoneError | None, timeout_s: float) -> None:
+    """End a connection, and tell the other side why, if it is there; for ``timeout_s`` seconds at most."""
+    if isinstance(end, GoneError):
+        return
+    with anyio.move_on_after(timeout_s), suppress(GoneError):
+        if end is None:
+            await transport.close(_NORMAL_CLOSURE, "")
             return
-        with anyio.move_on_after(self._limits.send_timeout_s):
-            try:
-                if end is None:
-                    await self._transport.close(_NORMAL_CLOSURE, "")
-                else:
-                    if end.code != "slow_reader":
-                        await self._transport.send(encode(end))
-                    await self._transport.close(REFUSALS[end.code].close, end.code)
-            except GoneError:
-                pass
+        if end.code != "slow_reader":
+            await transport.send(encode(end))
+        await transport.close(REFUSALS[end.code].close, end.code)

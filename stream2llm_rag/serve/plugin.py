@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stream2llm_rag.errors import CapacityError
-from stream2llm_rag.serve.connection import Connection, GoneError
+from stream2llm_rag.serve.codes import code_of
+from stream2llm_rag.serve.connection import Connection, GoneError, part
 from stream2llm_rag.serve.limits import client_of, is_origin_allowed
-from stream2llm_rag.serve.messages import PATH, SUBPROTOCOL
+from stream2llm_rag.serve.messages import PATH, SUBPROTOCOL, Error
 from stream2llm_rag.serve.service import Service
 
 if TYPE_CHECKING:
@@ -98,10 +99,10 @@ async def stream(websocket: WebSocket) -> None:
         await websocket.close()  # before it was accepted: the handshake fails with 403
         return
     await websocket.accept(SUBPROTOCOL if offered else None)
-    connection = Connection(service, WebSocketTransport(websocket))
+    transport = WebSocketTransport(websocket)
     host = websocket.client.host if websocket.client else None
     try:
         with service.clients.place(client_of(headers, host, has_keys=state.stream2llm_has_keys)):
-            await connection.serve()
+            await Connection(service, transport).serve()
     except CapacityError as error:
-        await connection.refuse(error)
+        await part(transport, Error(code=code_of(error), message=str(error)), service.limits.send_timeout_s)

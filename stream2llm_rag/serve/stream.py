@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import msgspec
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from websockets.asyncio.client import ClientConnection
 
+T = TypeVar("T", Model, Opened)
+
 _BEATS_PER_TIMEOUT = 3
 
 
@@ -70,13 +72,7 @@ class RemoteStream:
         """Open the stream and listen. Raises what the server refuses it with."""
         self._session = session
         sent_s = time.monotonic()
-        with _translated():
-            await self._connection.send(encode(Open(cache_salt=cache_salt)))
-            reply = decode_server(await self._connection.recv())
-        if isinstance(reply, Error):
-            raise error_of(reply.code, reply.message)
-        if not isinstance(reply, Opened):
-            raise EngineUnreachable(f"the server answered 'open' with {type(reply).__name__.lower()!r}.")
+        reply = await exchange(self._connection, Open(cache_salt=cache_salt), Opened)
         self._clock.note(sent_s, reply.server_time_s, time.monotonic())
         self._tasks = [
             asyncio.create_task(self._listen()),
@@ -177,6 +173,19 @@ class RemoteStream:
             await asyncio.sleep(timeout_s / _BEATS_PER_TIMEOUT)
             if time.monotonic() - self._heard_s > timeout_s:
                 self.cut(EngineUnreachable(f"the server has said nothing for {timeout_s:g} s."))
+
+
+async def exchange(connection: ClientConnection, message: ClientMessage, answer: type[T]) -> T:
+    """Send the first message of its kind and return its answer. Raises what the server refuses it with."""
+    with _translated():
+        with suppress(ConnectionClosed):  # a server that refused us at once has said why
+            await connection.send(encode(message))
+        reply = decode_server(await connection.recv())
+    if isinstance(reply, Error):
+        raise error_of(reply.code, reply.message)
+    if not isinstance(reply, answer):
+        raise EngineUnreachable(f"the server answered {type(message).__name__!r} with {type(reply).__name__!r}.")
+    return reply
 
 
 def to_sampling(sampling: Mapping[str, Any] | SamplingParams) -> Sampling:
