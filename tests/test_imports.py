@@ -41,7 +41,10 @@ FOREIGN = {
     "langchain_core": ("integrations.langchain", "integrations.sources"),  # sources: for its types, as below
     "llama_index": ("integrations.llama_index", "integrations.sources"),
     "llama_index_instrumentation": ("integrations.llama_index",),
+    "msgspec": ("serve",),
+    "starlette": ("serve",),
     "typer": ("cli",),
+    "websockets": ("serve",),
     "matplotlib": ("simulation",),
     "scipy": ("simulation",),
     "diskannpy": ("retrievers.diskann",),

@@ -1,21 +1,15 @@
-"""The route on a loopback port over an engine that is not real; and the whole server, once, on the real one."""
+"""The route on a loopback port, over an engine that is not real."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
-import subprocess
-import sys
-import urllib.request
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import uvicorn
@@ -97,39 +91,3 @@ async def here(fake: FakeEngine, packed: dict[str, bytes]) -> AsyncIterator[Serv
         async with asyncio.timeout(60):
             while fake.sessions or served.service.clients.num_streams:  # noqa: ASYNC110 - a server tells nobody
                 await asyncio.sleep(0.01)
-
-
-@pytest.fixture(scope="session")
-def server_url(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`stream2llm serve` on the tiny model, as a process of its own; it must end by itself when it is asked to."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    options = (
-        "--dtype=float32 --enforce-eager --block-size=32 --max-model-len=8192 --max-num-batched-tokens=1024 "
-        f"--host=127.0.0.1 --port={port} --api-key={API_KEY} --max-streams=64 --stream-heartbeat-timeout-s=3"
-    )
-    command = [sys.executable, "-c", "from stream2llm_rag.cli import main; main()", "serve", str(model_path), *options.split()]
-    log = tmp_path_factory.mktemp("serve") / "server.log"
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, process_group=0) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_healthy(url, process, log)
-            yield url
-            process.terminate()
-            process.wait(timeout=120)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert "Traceback" not in log.read_text(), log.read_text()[-4000:]
-
-
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=30) as response:
-                assert response.status == 200
-                return
-        except (URLError, ConnectionError):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.3)
-    pytest.fail(f"the server ended with {process.returncode}:\n{log.read_text()[-4000:]}")

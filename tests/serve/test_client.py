@@ -220,7 +220,7 @@ async def test_a_page_of_another_origin_and_another_version_are_turned_away(here
     url = here.url.replace("http", "ws") + "/v1/stream"
     for options in ({"origin": "https://evil.example"}, {"subprotocols": ["stream2llm.v9"]}):
         with pytest.raises(InvalidStatus, match="403"):
-            await connect(url, **options)  # type: ignore[arg-type]
+            await connect(url, **options)
     async with connect(url, origin="https://app.example", subprotocols=["stream2llm.v9", "stream2llm.v1"]) as found:  # type: ignore[arg-type, list-item]
         assert found.subprotocol == "stream2llm.v1"
     async with connect(url) as found:
