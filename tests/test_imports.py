@@ -190,7 +190,7 @@ def modules_loaded_by(statement):
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", [ROOT, f"{ROOT}.doctor", f"{ROOT}.engine.plugins"])
+@pytest.mark.parametrize("name", [ROOT, f"{ROOT}.doctor", f"{ROOT}.engine.plugins", f"{ROOT}.serve"])
 def test_importing_it_loads_nothing_heavy(name):
     assert modules_loaded_by(f"import {name}") & HEAVY == set()
 

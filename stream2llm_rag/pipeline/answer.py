@@ -35,7 +35,7 @@ _EVENT_OF = {
 
 
 class Engine(Protocol):
-    """What the pipeline needs of an engine; ``Stream2LLMEngine`` and ``FakeEngine`` have it."""
+    """What the pipeline needs of an engine; ``Stream2LLMEngine``, ``RemoteEngine`` and ``FakeEngine`` have it."""
 
     @property
     def tokenizer(self) -> Any:

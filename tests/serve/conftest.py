@@ -56,7 +56,11 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def served_here(
-    engine: FakeEngine, packed: dict[str, bytes], limits: Limits | None = None, keys: tuple[str, ...] = ()
+    engine: FakeEngine,
+    packed: dict[str, bytes],
+    limits: Limits | None = None,
+    keys: tuple[str, ...] = (),
+    certificate: Path | None = None,
 ) -> AsyncIterator[Served]:
     model = Model(name="tiny", max_model_len=engine.max_model_len, vocab_size=engine.vocab_size, tokenizer=packed)
     service = Service(engine, model, engine.tokenizer, limits or Limits())
@@ -70,10 +74,12 @@ async def served_here(
 
         app.add_middleware(AuthenticationMiddleware, tokens=list(keys))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = _Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        config = uvicorn.Config(app, log_level="critical", lifespan="off", ssl_certfile=certificate)
+        server = _Server(config)
         serving_task = asyncio.create_task(server.serve(sockets=[listening]))
         try:
-            yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", engine, service)
+            scheme = "http" if certificate is None else "https"
+            yield Served(f"{scheme}://127.0.0.1:{listening.getsockname()[1]}", engine, service)
         finally:
             server.should_exit = True
             await serving_task

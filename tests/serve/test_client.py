@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
+import sys
+import textwrap
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
@@ -216,6 +227,33 @@ async def test_a_key_is_asked_for_as_vllm_asks(tokenizer: Any, packed: dict[str,
                 assert len(await collect(session, [6])) == 8
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 127.0.0.1, signed by itself; key and certificate in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(private + made.public_bytes(Encoding.PEM))
+    return path
+
+
+async def test_over_tls_a_certificate_is_checked(tokenizer: Any, packed: dict[str, bytes], certificate: Path) -> None:
+    async with served_here(FakeEngine(tokenizer), packed, certificate=certificate) as served:
+        with pytest.raises(EngineStartError, match="certificate verify failed"):
+            async with RemoteEngine(served.url):
+                pass
+        trusting = ssl.create_default_context(cafile=certificate)
+        async with RemoteEngine(served.url, ssl=trusting) as engine, await engine.open([5]) as session:
+            assert len(await collect(session, [6])) == 8
+
+
 async def test_a_page_of_another_origin_and_another_version_are_turned_away(here: Served) -> None:
     url = here.url.replace("http", "ws") + "/v1/stream"
     for options in ({"origin": "https://evil.example"}, {"subprotocols": ["stream2llm.v9"]}):
@@ -333,6 +371,27 @@ async def test_both_frameworks_answer_over_a_served_engine_as_over_a_local_one(h
             return [chat.text, fused.text, str(queried)]
 
     assert await ask(RemoteEngine(here.url)) == await ask(FakeEngine(tokenizer))
+
+
+async def test_a_client_needs_neither_vllm_nor_torch(here: Served) -> None:
+    code = f"""
+        import asyncio, sys
+        sys.modules["vllm"] = sys.modules["torch"] = None
+        from stream2llm_rag import StreamingRAG
+        from stream2llm_rag.retrievers.base import InMemoryRetriever
+        from stream2llm_rag.documents import Document
+        from stream2llm_rag.serve import RemoteEngine
+        async def main():
+            async with RemoteEngine({here.url!r}) as engine:
+                retriever = InMemoryRetriever.from_documents([Document("A page.", "https://a.example")])
+                print(len((await StreamingRAG(engine, retriever).answer("How?")).token_ids))
+        asyncio.run(main())
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(code), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert out.decode().strip() == "8", err.decode()
 
 
 async def test_a_message_beyond_any_limit_ends_its_connection_alone(here: Served) -> None:
