@@ -42,6 +42,7 @@ _PLUGIN_GROUPS = (
     "vllm.platform_plugins",
     "vllm.stat_logger_plugins",
 )
+_ROUTES = "vllm.endpoint_plugins"
 _UVICORN_MAX_SIZE = 16 * 2**20  # uvicorn's own limit on a WebSocket's message, which vLLM's other WebSockets keep
 
 
@@ -69,11 +70,19 @@ def plugins_to_load(chosen: str | None) -> str:
 
 
 def check_server_surface() -> None:
-    """Raise :class:`MissingExtraError` without vLLM, :class:`UnsupportedError` where its server lacks what is used here."""
+    """Raise where a server could not start, or not have the route.
+
+    :class:`MissingExtraError` without vLLM, :class:`UnsupportedError` where its server lacks what is used here, and
+    :class:`EngineStartError` where vLLM could not find our plugin.
+    """
     try:
         source = installed_source()
     except UnsupportedError as error:
         raise MissingExtraError("vLLM", "vllm") from error
+    if StreamPlugin.name not in entry_points(group=_ROUTES).names:
+        raise EngineStartError(
+            "vLLM would not find the route for streams: this package is imported without being installed. make setup does that."
+        )
     gone = [f"{module}.{name}" for module, names in SURFACE.items() for name in names.split() if not source.has(module, name)]
     if gone:
         raise UnsupportedError(f"the server of this vLLM lacks {', '.join(gone)}. Serve with vLLM 0.32, on which it was made.")

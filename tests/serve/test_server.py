@@ -7,6 +7,7 @@ import os
 import socket
 from argparse import Namespace
 from dataclasses import fields
+from importlib.metadata import EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,12 @@ def test_the_server_of_the_installed_vllm_has_what_is_used() -> None:
 def test_a_server_that_lacks_something_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(server.SURFACE, "vllm.entrypoints.launchers.launcher", "setup_server set_up_the_server")
     with pytest.raises(UnsupportedError, match=r"vllm\.entrypoints\.launchers\.launcher\.set_up_the_server"):
+        check_server_surface()
+
+
+def test_a_package_that_is_not_installed_is_refused_as_its_route_would_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "entry_points", lambda group: EntryPoints([]))
+    with pytest.raises(EngineStartError, match="without being installed"):
         check_server_surface()
 
 
