@@ -132,7 +132,7 @@ class RemoteEngine:
         finally:
             self._num_opening -= 1
         try:
-            await stream.open(session, cache_salt)
+            await stream.open(session, cache_salt, self._connect_timeout_s)
         except BaseException:
             await session.abort()
             raise
@@ -158,7 +158,7 @@ class RemoteEngine:
     async def _describe(self) -> Model:
         connection = await self._connect()
         try:
-            return await exchange(connection, Describe(), Model)
+            return await exchange(connection, Describe(), Model, self._connect_timeout_s)
         finally:
             await connection.close()
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", Model, Opened)
 
 _BEATS_PER_TIMEOUT = 3
+_GOODBYE_S = 5.0  # for the end of a connection whose other side takes nothing
 
 
 class RemoteStream:
@@ -68,11 +69,11 @@ class RemoteStream:
         self._heard_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def open(self, session: Session, cache_salt: str | None) -> None:
-        """Open the stream and listen. Raises what the server refuses it with."""
+    async def open(self, session: Session, cache_salt: str | None, timeout_s: float) -> None:
+        """Open the stream and listen. Raises what the server refuses it with, EngineUnreachable after ``timeout_s`` seconds."""
         self._session = session
         sent_s = time.monotonic()
-        reply = await exchange(self._connection, Open(cache_salt=cache_salt), Opened)
+        reply = await exchange(self._connection, Open(cache_salt=cache_salt), Opened, timeout_s)
         self._clock.note(sent_s, reply.server_time_s, time.monotonic())
         self._tasks = [
             asyncio.create_task(self._listen()),
@@ -103,9 +104,11 @@ class RemoteStream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(ConnectionClosed):
+        with anyio.move_on_after(_GOODBYE_S), suppress(ConnectionClosed):
             await self._connection.send(encode(Cancel()))
-        await self._connection.close()
+        with anyio.move_on_after(_GOODBYE_S):
+            await self._connection.close()
+        self._connection.transport.abort()  # nothing, where it is closed already
 
     def cut(self, error: Stream2LLMError) -> None:
         """End everything that waits for this stream with ``error``."""
@@ -168,16 +171,17 @@ class RemoteStream:
     async def _beat(self, timeout_s: float) -> None:
         """Show life, and look for it."""
         while True:
-            with suppress(ConnectionClosed):  # which the listener tells of
+            beat_s = timeout_s / _BEATS_PER_TIMEOUT
+            with anyio.move_on_after(beat_s), suppress(ConnectionClosed):  # which the listener tells of
                 await self._connection.send(encode(Ping(sent_s=time.monotonic())))
-            await asyncio.sleep(timeout_s / _BEATS_PER_TIMEOUT)
+            await asyncio.sleep(beat_s)
             if time.monotonic() - self._heard_s > timeout_s:
                 self.cut(EngineUnreachable(f"the server has said nothing for {timeout_s:g} s."))
 
 
-async def exchange(connection: ClientConnection, message: ClientMessage, answer: type[T]) -> T:
+async def exchange(connection: ClientConnection, message: ClientMessage, answer: type[T], timeout_s: float) -> T:
     """Send the first message of its kind and return its answer. Raises what the server refuses it with."""
-    with _translated():
+    with _translated(), anyio.fail_after(timeout_s):
         with suppress(ConnectionClosed):  # a server that refused us at once has said why
             await connection.send(encode(message))
         reply = decode_server(await connection.recv())
@@ -211,6 +215,8 @@ def _translated() -> Iterator[None]:
         yield
     except ConnectionClosed as error:
         raise _broken(error) from error
+    except TimeoutError as error:
+        raise EngineUnreachable("the server has accepted the connection, but does not answer.") from error
     except InvalidInputError as error:
         raise EngineUnreachable(f"the server speaks another protocol: {error}") from error
 

@@ -24,7 +24,9 @@ from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
 
 from stream2llm_rag import Append, Document, Replace, StreamingRAG
 from stream2llm_rag.engine.fake import FakeEngine
@@ -272,6 +274,17 @@ async def test_a_server_that_is_not_there(url: str, said: str) -> None:
     with pytest.raises(EngineStartError, match=said):
         async with RemoteEngine(url):
             pass
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
+    async def say_nothing(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async with serve(say_nothing, "127.0.0.1", 0, subprotocols=[Subprotocol("stream2llm.v1")]) as mute:
+        port = mute.sockets[0].getsockname()[1]
+        with pytest.raises(EngineStartError, match="does not answer"):
+            async with RemoteEngine(f"http://127.0.0.1:{port}", connect_timeout_s=0.2):
+                pass
 
 
 async def test_a_server_without_streams_is_named_as_such(here: Served) -> None:
