@@ -32,7 +32,6 @@ SURFACE = {
     "vllm.entrypoints.launchers.launcher": "setup_server",
     "vllm.entrypoints.serve.utils.api_utils": "cli_env_setup",
     "vllm.plugins.endpoint_plugins.interface": "EndpointPlugin",
-    "vllm.renderers.chat_utils": "load_chat_template",
     "vllm.usage.usage_lib": "UsageContext",
     "vllm.utils.argparse_utils": "FlexibleArgumentParser",
 }
@@ -138,8 +137,6 @@ async def _service(engine: ServedEngine, args: Namespace, limits: Limits) -> Ser
 
 
 def _make_service(engine: ServedEngine, args: Namespace, limits: Limits) -> Service:
-    from vllm.renderers.chat_utils import load_chat_template
-
     tokenizer = engine.tokenizer
     max_model_len = min(engine.max_model_len, limits.max_context_tokens or engine.max_model_len)
     served = args.served_model_name
@@ -147,9 +144,19 @@ def _make_service(engine: ServedEngine, args: Namespace, limits: Limits) -> Serv
         name=served[0] if served else args.model,
         max_model_len=max_model_len,
         vocab_size=engine.llm.model_config.get_vocab_size(),
-        tokenizer=pack(tokenizer, load_chat_template(args.chat_template)),
+        tokenizer=pack(tokenizer, _chat_template(args.chat_template)),
     )
     return Service(engine, model, tokenizer, limits)
+
+
+def _chat_template(chosen: str | None) -> str | None:
+    """The text of ``--chat-template``, which may name a file."""
+    try:
+        from vllm.renderers.chat_utils import load_chat_template
+    except ImportError:  # where vLLM 0.31 has it
+        from vllm.entrypoints.chat_utils import load_chat_template
+    text: str | None = load_chat_template(chosen)
+    return text
 
 
 def _uvicorn_options(limits: Limits) -> Mapping[str, int]:

@@ -112,6 +112,13 @@ def test_a_port_that_is_taken_is_named(model_path: Path, monkeypatch: pytest.Mon
     gc.collect()
 
 
+def test_a_chat_template_of_the_server_is_that_of_its_clients(tmp_path: Path) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text("{{ messages[0]['content'] }}")
+    assert server._chat_template(str(path)) == path.read_text()
+    assert server._chat_template(None) is None
+
+
 def test_the_options_of_streams_have_a_page_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse(["--help=Stream2LLM"])
