@@ -30,6 +30,8 @@ from stream2llm_rag.serve import RemoteEngine
 
 from .cases import GREEDY, Reference, collect, prompt, stream
 
+pytestmark = pytest.mark.timeout(900)  # the first test may have to wait for two engines to start
+
 API_KEY = "sesame"
 MAX_STREAMS = 32
 HEARTBEAT_TIMEOUT_S = 3.0
