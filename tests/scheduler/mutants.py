@@ -12,8 +12,8 @@ import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from stream2llm_rag.engine import scheduler as scheduler_module
-from stream2llm_rag.engine.scheduler import _StreamingMixin as Streaming
+from stream2llm_rag.engine import protocol
+from stream2llm_rag.engine.scheduler import _Streaming as Streaming
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 MUTANTS: dict[str, Mutant] = {}
@@ -244,7 +244,7 @@ def a_pause_leaves_computed_streams_running(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def anybody_may_send_operations(patch: pytest.MonkeyPatch) -> None:
-    decode = scheduler_module.protocol.decode
+    decode = protocol.decode
 
     def trusting(extra_args: Any, secret: str) -> Any:
         fields = (extra_args or {}).get("stream2llm")
@@ -252,7 +252,7 @@ def anybody_may_send_operations(patch: pytest.MonkeyPatch) -> None:
             extra_args = {"stream2llm": {**fields, "secret": secret}}
         return decode(extra_args, secret)
 
-    patch.setattr(scheduler_module.protocol, "decode", trusting)
+    patch.setattr(protocol, "decode", trusting)
 
 
 @mutant
