@@ -21,7 +21,18 @@ from stream2llm_rag.errors import UnsupportedError
 
 ROOT = Path(__file__).parents[2]
 ENGINE = Path(stream2llm_rag.engine.__file__).parent
-MODULES = {path.stem: ast.parse(path.read_text()) for path in ENGINE.glob("*.py")}
+
+
+def units() -> dict[str, ast.Module]:
+    """The engine's modules by name, those of a package as one."""
+    found: dict[str, ast.Module] = {}
+    for path in sorted(ENGINE.rglob("*.py")):
+        name = path.relative_to(ENGINE).parts[0].removesuffix(".py")
+        found.setdefault(name, ast.Module([], [])).body += ast.parse(path.read_text()).body
+    return found
+
+
+MODULES = units()
 USERS = ("scheduler", "wire", "engine", "metrics", "support", "tools")  # who touches vLLM
 # What an expression in those modules is, where it is vLLM's; the last name of `a.b.c` counts.
 OWNERS = {
