@@ -51,7 +51,7 @@ FOREIGN = {
     "numba": ("retrievers.diskann",),
     "sklearn": ("retrievers.diskann",),
 }
-PURE = ("engine.protocol", "engine.policy", "engine.planner", "engine.cost_model")
+PURE = ("engine.protocol", "engine.policy", "engine.planner", "engine.cost_model", "engine.least_squares")
 HEAVY = {
     "vllm",
     "torch",

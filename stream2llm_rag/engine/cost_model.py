@@ -1,0 +1,273 @@
+"""What it costs to compute a victim's KV again, and to copy it out and back in: which of the two to do. Pure.
+
+A step in which each request computes ``n`` tokens behind ``k`` others takes::
+
+    step_s + sum(token_s * n  +  attention_s * n * (k + n / 2)  +  kv_read_s * k)
+
+Computing ``n`` lost tokens again adds its part of the sum to the steps that run anyway, and ``step_s`` only for each step that
+would not run without it. A copy takes ``operation_s`` for each operation and ``block_s`` for each block in it, each direction with
+its own coefficients. All are fitted to measurements (:mod:`calibrate`), and follow what steps and copies really take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any, Self, TypeAlias
+
+from stream2llm_rag.engine.least_squares import RecursiveLeastSquares
+from stream2llm_rag.errors import InvalidInputError
+
+StepItems: TypeAlias = Iterable[tuple[int, int]]
+"""What a step computes: of each request its new tokens, and the tokens before them that have KV."""
+
+DEFAULT_MARGIN = 1.25
+
+_STEP_HALF_LIFE = 30.0  # observations
+_COPY_HALF_LIFE = 30.0
+_MAX_SURVIVING = 0.95  # of a victim: what all earlier ones kept need not be kept this time
+# What a stored fit is worth at the start: as if it had predicted steps and copies like these exactly, each so often.
+_NUM_ASSUMED = 4
+_ASSUMED_ITEMS = [(num_tokens, context) for num_tokens in (16, 128, 1024, 8192) for context in (0, 512, 4096, 32768)]
+_ASSUMED_BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Preemption(StrEnum):
+    """What may become of a victim's KV: the cost model decides, always dropped, or always copied out."""
+
+    AUTO = "auto"
+    RECOMPUTE = "recompute"
+    SWAP = "swap"
+
+
+class Direction(StrEnum):
+    """Of a copy: to host memory, or back."""
+
+    OUT = "out"
+    IN = "in"
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Seconds of a step by what is in it. Raises :class:`InvalidInputError` for coefficients that are negative or not finite."""
+
+    step_s: float
+    token_s: float
+    attention_s: float = 0.0
+    kv_read_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_coefficients(self)
+
+    def __call__(self, items: StepItems) -> float:
+        """Seconds of a step that computes ``items``."""
+        return _product(self, step_features(items))
+
+
+@dataclass(frozen=True, slots=True)
+class CopyCost:
+    """Seconds of a copy in one direction. Raises as :class:`StepCost`."""
+
+    operation_s: float
+    block_s: float
+
+    def __post_init__(self) -> None:
+        _check_coefficients(self)
+
+    def __call__(self, num_blocks: int, num_operations: int = 1) -> float:
+        """Seconds to copy ``num_blocks`` in ``num_operations``; none for no block."""
+        return _product(self, (num_operations, num_blocks)) if num_blocks > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The coefficients of one model on one machine."""
+
+    step: StepCost
+    swap_out: CopyCost
+    swap_in: CopyCost
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """What :meth:`from_dict` reads, as values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Raises :class:`InvalidInputError` for anything but what :meth:`to_dict` gives."""
+        kinds = {"step": StepCost, "swap_out": CopyCost, "swap_in": CopyCost}
+        parts = _exactly(stored, list(kinds))
+        return cls(**{name: kind(**_exactly(parts[name], [f.name for f in fields(kind)])) for name, kind in kinds.items()})
+
+
+def guess(block_bytes: int) -> Costs:
+    """What to begin with where nothing was measured: copies at 8 GB/s, and tokens cheaper than any real model's.
+
+    So nothing is copied out before steps have shown what a token really takes; a few of them do.
+    """
+    copy = CopyCost(operation_s=1e-4, block_s=block_bytes / 8e9)
+    return Costs(StepCost(step_s=1e-3, token_s=1e-6, attention_s=1e-12, kv_read_s=1e-10), copy, copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to copy: out for a victim, in at its return. The two are estimates of ``num_tokens`` either way, in seconds."""
+
+    swap: bool
+    num_tokens: int
+    swap_s: float
+    recompute_s: float
+
+
+class CostModel:
+    """Decides for one engine, and learns from what its steps and copies take.
+
+    ``costs`` is where it begins: a stored fit, or with ``is_guess`` one that the first observations may overthrow. A copy has
+    to be ``margin`` times cheaper than computing again. ``block_size`` is in tokens. Raises :class:`InvalidInputError` for a
+    margin below 1.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        block_size: int,
+        *,
+        mode: Preemption = Preemption.AUTO,
+        margin: float = DEFAULT_MARGIN,
+        is_guess: bool = False,
+    ) -> None:
+        if not 1 <= margin < math.inf:
+            raise InvalidInputError(f"margin is {margin!r}. Write how many times cheaper a copy has to be, 1 or more.")
+        self.mode = mode
+        self._block_size = block_size
+        self._margin = margin
+        self._step = RecursiveLeastSquares(_coefficients(costs.step), _STEP_HALF_LIFE)
+        self._copy = {
+            direction: RecursiveLeastSquares(_coefficients(cost), _COPY_HALF_LIFE)
+            for direction, cost in ((Direction.OUT, costs.swap_out), (Direction.IN, costs.swap_in))
+        }
+        self._survival = Survival()
+        if not is_guess:
+            self._step.assume([step_features([item]) for item in _ASSUMED_ITEMS], _NUM_ASSUMED)
+            for copy in self._copy.values():
+                copy.assume([(1, num_blocks) for num_blocks in _ASSUMED_BLOCKS], _NUM_ASSUMED)
+
+    @property
+    def costs(self) -> Costs:
+        """The coefficients as they stand."""
+        copies = (CopyCost(*map(float, self._copy[direction].coefficients)) for direction in (Direction.OUT, Direction.IN))
+        return Costs(StepCost(*map(float, self._step.coefficients)), *copies)
+
+    def recompute_s(self, num_tokens: int, context: int = 0, *, num_added_steps: float = 0.0) -> float:
+        """Seconds to compute ``num_tokens`` behind ``context`` others, in steps of which so many would not run without them."""
+        if num_tokens <= 0:
+            return 0.0
+        _, *rest = step_features([(num_tokens, context)])
+        return self._step.predict((num_added_steps, *rest))
+
+    def swap_out_s(self, num_blocks: int, num_operations: int = 1) -> float:
+        """Seconds to copy so many blocks to host memory."""
+        return self._copy_s(Direction.OUT, num_blocks, num_operations)
+
+    def swap_in_s(self, num_blocks: int, num_operations: int = 1) -> float:
+        """Seconds to copy so many blocks back."""
+        return self._copy_s(Direction.IN, num_blocks, num_operations)
+
+    def for_victim(self, num_tokens: int, context: int = 0, *, num_added_steps: float = 0.0) -> Decision:
+        """Whether to copy out the KV of ``num_tokens`` tokens behind ``context`` others, which their request is to give up.
+
+        Those that will probably still be in the prefix cache when it comes back are left out: they cost nothing either way.
+        What survives is the front, as vLLM's pool reuses a request's last blocks first.
+        """
+        num_surviving = self._whole_blocks(self._survival.share * num_tokens)
+        return self._decide(num_tokens - num_surviving, context + num_surviving, num_added_steps, is_out=True)
+
+    def for_return(self, num_tokens: int, context: int = 0, *, num_added_steps: float = 0.0) -> Decision:
+        """Whether to copy in the KV of ``num_tokens`` tokens, which host memory holds, behind ``context`` others on the device.
+
+        ``context`` includes what the prefix cache really gave. What the copy out took is spent.
+        """
+        return self._decide(num_tokens, context, num_added_steps, is_out=False)
+
+    def saw_step(self, items: StepItems, seconds: float) -> None:
+        """Learn what a step took that computed ``items``, decodes among them as one token each."""
+        self._step.add(step_features(items), seconds)
+
+    def saw_copy(self, direction: Direction, num_blocks: int, seconds: float, *, num_operations: int = 1) -> None:
+        """Learn what a copy took."""
+        if num_blocks > 0:
+            self._copy[direction].add((num_operations, num_blocks), seconds)
+
+    def saw_return(self, num_tokens: int, num_hit: int) -> None:
+        """Learn that of ``num_tokens`` which a victim had given up the prefix cache still had ``num_hit`` at its return."""
+        self._survival.add(num_tokens, num_hit)
+
+    def _decide(self, num_tokens: int, context: int, num_added_steps: float, *, is_out: bool) -> Decision:
+        num_blocks = -(-num_tokens // self._block_size)
+        swap_s = self.swap_in_s(num_blocks) + (self.swap_out_s(num_blocks) if is_out else 0.0)
+        recompute_s = self.recompute_s(num_tokens, context, num_added_steps=num_added_steps)
+        pays = swap_s * self._margin < recompute_s
+        swap = num_tokens > 0 and (self.mode is Preemption.SWAP or (self.mode is Preemption.AUTO and pays))
+        return Decision(swap, num_tokens, swap_s, recompute_s)
+
+    def _copy_s(self, direction: Direction, num_blocks: int, num_operations: int) -> float:
+        return self._copy[direction].predict((num_operations, num_blocks)) if num_blocks > 0 else 0.0
+
+    def _whole_blocks(self, num_tokens: float) -> int:
+        return int(num_tokens) // self._block_size * self._block_size
+
+
+class Survival:
+    """``share`` of a victim's tokens that the prefix cache still has when it comes back: 0 until returns show otherwise."""
+
+    def __init__(self, decay: float = 0.98, num_assumed: float = 4096.0) -> None:
+        self._decay = decay
+        self._num_given_up = num_assumed
+        self._num_hit = 0.0
+
+    def add(self, num_tokens: int, num_hit: int) -> None:
+        """Learn what of one victim survived."""
+        if num_tokens > 0:
+            self._num_given_up = self._num_given_up * self._decay + num_tokens
+            self._num_hit = self._num_hit * self._decay + min(max(num_hit, 0), num_tokens)
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 0.95."""
+        return min(_MAX_SURVIVING, self._num_hit / self._num_given_up)
+
+
+def step_features(items: StepItems) -> tuple[float, float, float, float]:
+    """What the coefficients of a :class:`StepCost` are multiplied by.
+
+    These are 1, new tokens, pairs of a new token and one that it looks at, and tokens whose KV is read.
+    """
+    num_tokens, num_pairs, num_read = 0, 0.0, 0
+    for num_new, context in items:
+        num_tokens += num_new
+        num_pairs += num_new * (context + num_new / 2)
+        num_read += context
+    return 1.0, num_tokens, num_pairs, num_read
+
+
+def _coefficients(cost: StepCost | CopyCost) -> list[float]:
+    return [getattr(cost, field.name) for field in fields(cost)]
+
+
+def _product(cost: StepCost | CopyCost, features: Iterable[float]) -> float:
+    return sum(coefficient * feature for coefficient, feature in zip(_coefficients(cost), features, strict=True))
+
+
+def _check_coefficients(cost: StepCost | CopyCost) -> None:
+    for field in fields(cost):
+        value = getattr(cost, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InvalidInputError(f"{field.name} is {value!r}. Write seconds, 0 or more.")
+
+
+def _exactly(stored: object, names: list[str]) -> Mapping[str, Any]:
+    if not isinstance(stored, Mapping) or stored.keys() != set(names):
+        found = ", ".join(map(str, stored)) if isinstance(stored, Mapping) else repr(stored)
+        raise InvalidInputError(f"costs have {found}. Write an object with {', '.join(names)}.")
+    return stored
