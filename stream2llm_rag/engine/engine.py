@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub, StepRecord
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.policy import DEFAULT_POLICY, make_policy
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.engine.settings import CoreSettings
+from stream2llm_rag.engine.swap.choice import check_mode
 from stream2llm_rag.errors import (
     CapacityError,
     EngineStartError,
@@ -68,7 +71,9 @@ class Stream2LLMEngine:
 
     ``model`` and any further keyword are vLLM's engine arguments (``AsyncEngineArgs``): ``tensor_parallel_size``,
     ``max_model_len``, ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open
-    at once.
+    at once. ``host_kv_gib`` GiB of host memory hold KV that others took the place of, until its request runs again (of each engine
+    core, for all its ranks together); ``preempt`` says when: ``"auto"`` where that is cheaper than to compute it again, always
+    (``"swap"``) or never (``"recompute"``).
 
     Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the
     event loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
@@ -77,17 +82,32 @@ class Stream2LLMEngine:
     """
 
     def __init__(
-        self, model: str | Path, *, policy: str = DEFAULT_POLICY, max_sessions: int = 1024, **engine_args: Any
+        self,
+        model: str | Path,
+        *,
+        policy: str = DEFAULT_POLICY,
+        max_sessions: int = 1024,
+        host_kv_gib: float = 0.0,
+        preempt: str = Preemption.AUTO,
+        **engine_args: Any,
     ) -> None:
         make_policy(policy)
+        check_mode(preempt)
+        if not 0 <= host_kv_gib < math.inf:
+            raise InvalidInputError(
+                f"host_kv_gib must be 0 or more, got {host_kv_gib}. Write how many GiB of host memory to use."
+            )
         if max_sessions < 1:
             raise InvalidInputError(f"max_sessions must be at least 1, got {max_sessions}.")
         for taken in ("scheduler_cls", "speculative_config", "runner"):
             if engine_args.get(taken) is not None:
                 raise InvalidInputError(f"{taken}={engine_args[taken]!r} cannot be combined with streaming. Leave it out.")
+        if host_kv_gib and engine_args.get("kv_transfer_config") is not None:
+            raise InvalidInputError("host_kv_gib= brings a KV connector of its own. Leave out kv_transfer_config=.")
         self._model = str(model)
         self._engine_args = engine_args
-        self._settings = CoreSettings(secrets.token_hex(32), policy)
+        self._host_kv_gib = host_kv_gib
+        self._settings = CoreSettings(secrets.token_hex(32), policy, preempt=str(preempt))
         self._max_sessions = max_sessions
         self._hub = FeedbackHub()
         self._lifeline = Lifeline()
@@ -232,6 +252,10 @@ class Stream2LLMEngine:
 
         check_surface()
         args = AsyncEngineArgs(model=self._model, **{**_DEFAULT_ENGINE_ARGS, **self._engine_args})
+        if self._host_kv_gib:
+            from stream2llm_rag.engine.swap.connector import swap_config
+
+            args.kv_transfer_config = swap_config(host_kv_gib=self._host_kv_gib)
         with self._settings.in_environment():
             config = self._configure(args)
             check_supported(config)

@@ -23,6 +23,7 @@ class StepKind(StrEnum):
 
     COMPUTED = "computed"
     EVICTED = "evicted"
+    SWAPPED = "swapped"
     RESUMED = "resumed"
     INVALIDATED = "invalidated"
     WAITED = "waited"
@@ -34,7 +35,8 @@ class StepKind(StrEnum):
 class StepRecord:
     """One thing that happened to one stream, with the number of tokens that it is about.
 
-    COMPUTED: prefilled by one step. EVICTED, INVALIDATED: those whose KV was lost. RESUMED: those that came back with the
+    COMPUTED: prefilled by one step. EVICTED, INVALIDATED: those whose KV was lost. SWAPPED, beside EVICTED: it is kept in host
+    memory. RESUMED: those that came back with the
     stream after an eviction without being computed. WAITED, from ``started_s`` to ``ended_s`` it had work and did not run, and
     IDLE, it had none: those that have KV at the end of that time, when the record is made. FINAL, the arrival of the final
     context: those with valid KV that this request computed itself, prefix-cache hits left out.
@@ -53,7 +55,9 @@ class EngineCounters:
 
     Partial requests are still open to operations, complete ones are not. Each request is running, waiting (has work that no
     step took) or idle (has none). ``num_used_blocks`` are held by any request, ``num_idle_blocks`` by idle ones. Evictions are
-    planned, of all KV of a request or of its tail; preemptions are vLLM's own, when a step needs more than was planned. Refused
+    planned, of all KV of a request or of its tail; preemptions are vLLM's own, when a step needs more than was planned. Of both
+    together ``num_swap_evictions`` had their KV kept in host memory, which has ``num_host_slots`` for a block each;
+    ``num_blocks_out`` and ``num_blocks_in`` were copied there and back. Refused
     operations are forged, malformed, or too long or too late for their stream; refused grants are those that vLLM did not
     follow. ``planning_s`` is what ``num_steps`` steps took beyond vLLM's own.
     """
@@ -65,9 +69,14 @@ class EngineCounters:
     num_idle: int = 0
     num_idle_blocks: int = 0
     num_used_blocks: int = 0
+    num_host_slots: int = 0
+    num_used_host_slots: int = 0
     num_whole_evictions: int = 0
     num_tail_evictions: int = 0
     num_preemptions: int = 0
+    num_swap_evictions: int = 0
+    num_blocks_out: int = 0
+    num_blocks_in: int = 0
     num_ops: int = 0
     num_ops_refused: int = 0
     num_grants_refused: int = 0

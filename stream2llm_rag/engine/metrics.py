@@ -75,11 +75,16 @@ GAUGES = (
     Series("stream2llm:num_requests_idle", "num_idle", "Partial requests with nothing to compute."),
     Series("stream2llm:num_idle_blocks", "num_idle_blocks", "KV blocks that idle requests hold."),
     Series("stream2llm:num_used_blocks", "num_used_blocks", "KV blocks that any request holds."),
+    Series("stream2llm:num_host_slots", "num_host_slots", "Blocks that host memory has room for."),
+    Series("stream2llm:num_used_host_slots", "num_used_host_slots", "Blocks of preempted requests in host memory."),
 )
 COUNTERS = (
     Series("stream2llm:evictions", "num_whole_evictions", "Planned evictions, by how much of a request went.", "whole"),
     Series("stream2llm:evictions", "num_tail_evictions", "Planned evictions, by how much of a request went.", "tail"),
     Series("stream2llm:preemptions", "num_preemptions", "Preemptions that vLLM made beyond the plan."),
+    Series("stream2llm:swap_evictions", "num_swap_evictions", "Evictions and preemptions whose KV was kept in host memory."),
+    Series("stream2llm:swapped_blocks", "num_blocks_out", "Blocks copied to host memory, and back.", "out"),
+    Series("stream2llm:swapped_blocks", "num_blocks_in", "Blocks copied to host memory, and back.", "in"),
     Series("stream2llm:ops", "num_ops", "Operations of streams that reached the scheduler."),
     Series("stream2llm:ops_refused", "num_ops_refused", "Operations that were forged, malformed, or out of place."),
     Series("stream2llm:grants_refused", "num_grants_refused", "Planned requests that vLLM did not schedule."),

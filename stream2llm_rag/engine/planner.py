@@ -192,7 +192,7 @@ class _Walk:
         so where a request takes what there is: then the first in order takes it from the others. One that is admitted chunk by
         chunk is computed from the end of its prefix-cache hit on.
         """
-        start = request.num_computed + len(hit) * self._resources.block_size
+        start = max(request.num_computed, len(hit) * self._resources.block_size)
         end = request.num_target if self._takes_whole(request) else min(request.num_target, start + num_tokens)
         num_blocks = -(-(end + self._resources.num_lookahead_tokens) // self._resources.block_size)
         return _Need(request, num_tokens, max(0, num_blocks - request.num_blocks), hit)
@@ -206,7 +206,7 @@ class _Walk:
             return False
         request, size = need.request, self._resources.block_size
         num_blocks = self._spare_blocks(request) + self._ledger.num_held(need.hit)
-        start = request.num_computed + len(need.hit) * size
+        start = max(request.num_computed, len(need.hit) * size)
         end = (request.num_blocks + num_blocks) * size - self._resources.num_lookahead_tokens
         need.num_tokens, need.num_blocks = min(need.num_tokens, end - start), num_blocks
         return need.num_tokens > 0 and num_blocks >= 0

@@ -40,13 +40,14 @@ class SessionStats:
 
     ``overlap_tokens`` are those of the final prompt that had been computed when the core learned that it is final, and were
     still held then; prefix-cache hits do not count. ``computed_tokens`` counts every token computed, those lost and computed
-    again too. ``waiting_s``: it had work, but no step took it; ``idle_s``: all that had come was computed.
+    again too. Of ``num_evictions``, by which others took KV, ``num_swaps`` left it in host memory. ``waiting_s``: it had work, but no step took it; ``idle_s``: all that had come was computed.
     """
 
     computed_tokens: int = 0
     overlap_tokens: int = 0
     invalidated_tokens: int = 0
     num_evictions: int = 0
+    num_swaps: int = 0
     evicted_tokens: int = 0
     waiting_s: float = 0.0
     idle_s: float = 0.0
@@ -74,6 +75,8 @@ class SessionStats:
             case StepKind.EVICTED:
                 self.num_evictions += 1
                 self.evicted_tokens += record.num_tokens
+            case StepKind.SWAPPED:
+                self.num_swaps += 1
             case StepKind.WAITED:
                 self.waiting_s += record.ended_s - record.started_s
             case StepKind.IDLE:

@@ -23,12 +23,14 @@ _one_start_at_a_time = threading.Lock()
 class CoreSettings:
     """``secret`` proves that an operation comes from this engine's front end; ``policy`` names the scheduling policy.
 
+    ``preempt`` says what becomes of a victim's KV where there is host memory for it (:mod:`stream2llm_rag.engine.swap.choice`).
     ``chaos`` is the probability that a step evicts somebody at random first: tests use it to reach every state.
     """
 
     secret: str = ""
     policy: str = DEFAULT_POLICY
     chaos: float = 0.0
+    preempt: str = "auto"
 
     @classmethod
     def from_environment(cls) -> CoreSettings:

@@ -254,7 +254,10 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
             skipped=tuple(retrieval.skipped),
             crawl=retrieval.crawl.report(),
             timeline=self._recorder.timeline(measures),
-            preemptions={"recompute": session.stats.num_evictions},
+            preemptions={
+                "recompute": session.stats.num_evictions - session.stats.num_swaps,
+                "swap": session.stats.num_swaps,
+            },
             retrieval_error=retrieval.error,
             deadline_reached=retrieval.was_cut_short,
             **measures,  # type: ignore[arg-type]

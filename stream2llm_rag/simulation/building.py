@@ -15,6 +15,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.structured_output import StructuredOutputManager
 
 from stream2llm_rag.engine.settings import CoreSettings
+from stream2llm_rag.engine.swap.connector import swap_config
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.simulation.model import LLAMA_8B
 
@@ -29,7 +30,7 @@ class CoreShape:
     ``num_blocks`` are those of the pool, of which vLLM keeps one for itself; by default as many as two H200 have beside the
     model. ``depth`` is how many steps may be in flight: 1 is synchronous scheduling, 2 asynchronous; 3 is two pipeline stages,
     which vLLM schedules asynchronously with its V2 runner alone. ``v2_runner`` follows the slot rules of the model runner that
-    GPUs have.
+    GPUs have. ``num_host_blocks`` are those that host memory has room for.
     """
 
     num_blocks: int = 98_000
@@ -40,6 +41,7 @@ class CoreShape:
     prefix_caching: bool = False
     depth: int = 1
     v2_runner: bool = True
+    num_host_blocks: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "max_num_seqs", "block_size", "depth"):
@@ -91,6 +93,8 @@ def _vllm_config(shape: CoreShape) -> VllmConfig:
     config.scheduler_config.async_scheduling = shape.depth > 1
     config.parallel_config.pipeline_parallel_size = max(1, shape.depth - 1)
     config.cache_config.num_gpu_blocks = shape.num_blocks
+    if shape.num_host_blocks is not None:
+        config.kv_transfer_config = swap_config(num_host_blocks=shape.num_host_blocks)
     return config
 
 

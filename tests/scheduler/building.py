@@ -11,6 +11,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from stream2llm_rag.engine.scheduler import AsyncStreamingScheduler, StreamingScheduler
 from stream2llm_rag.engine.settings import CoreSettings
+from stream2llm_rag.engine.swap.choice import RANDOM
 from stream2llm_rag.simulation.building import CoreShape, build_scheduler
 
 SECRET = "drawn-at-start"
@@ -35,6 +36,8 @@ class Setup:
     token_budget: int = 16
     defer_frees: bool = False
     chaos: float = 0.0
+    num_host_blocks: int | None = None
+    preempt: str = "random"
     stock: bool = False
 
     def __post_init__(self) -> None:
@@ -59,10 +62,15 @@ def make_scheduler(setup: Setup, dice: random.Random) -> Any:
         prefix_caching=setup.prefix_caching,
         depth=setup.depth,
         v2_runner=setup.v2_runner,
+        num_host_blocks=setup.num_host_blocks,
     )
     scheduler_class = _CLASSES[setup.stock, setup.depth > 1]
-    scheduler = build_scheduler(scheduler_class, shape, CoreSettings(SECRET, setup.policy, setup.chaos), log_stats=True)
+    scheduler = build_scheduler(
+        scheduler_class, shape, CoreSettings(SECRET, setup.policy, setup.chaos, setup.preempt), log_stats=True
+    )
     scheduler.defer_block_free = setup.defer_frees
     if not setup.stock:
         scheduler._dice = dice
+    if scheduler.connector is not None and setup.preempt == RANDOM:
+        scheduler.connector.cost._dice = dice
     return scheduler

@@ -10,6 +10,7 @@ from vllm.v1.core.sched.interface import PauseState
 
 from stream2llm_rag.engine.policy import POLICIES
 from stream2llm_rag.engine.protocol import EXTRA_ARGS_KEY, Op, OpKind
+from stream2llm_rag.engine.swap.choice import RANDOM
 
 from .building import SECRET, Setup
 from .machine import Machine
@@ -53,6 +54,8 @@ def random_setup(dice: random.Random, *, stock: bool = False) -> Setup:
         max_num_seqs=max_num_seqs,
         token_budget=max_num_seqs + dice.choice([0, 1, 4, 11, 100]),
         defer_frees=depth > 1 and dice.random() < 0.2,
+        num_host_blocks=None if stock else dice.choice([None, 0, 1, 2, 5, 100]),
+        preempt=dice.choice([RANDOM, RANDOM, "swap", "auto"]),
         chaos=0.0 if stock else dice.choice([0.0, 0.0, 0.1, 0.5]),
         stock=stock,
     )

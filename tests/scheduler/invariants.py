@@ -73,7 +73,7 @@ def check_rest(scheduler: Any) -> None:
         holds_slot = request.num_computed_tokens > 0
         table = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
         hit = () if holds_slot else scheduler.kv_cache_manager.get_computed_blocks(request)[0].blocks[0]
-        start = max(request.num_computed_tokens, len(hit) * scheduler.block_size)
+        start = max(scheduler._num_ready(request), len(hit) * scheduler.block_size)
         end = min(request.num_tokens - 1, start + scheduler.max_num_scheduled_tokens) + scheduler.num_lookahead_tokens
         num_blocks = -(-end // scheduler.block_size) - len(table) - sum(block.ref_cnt > 0 for block in hit)
         fits = num_blocks <= num_free and num_slots + (not holds_slot) <= scheduler.max_num_active_reqs
@@ -124,6 +124,27 @@ def check_kv(scheduler: Any, sent: Mapping[str, Sent], store: KvStore) -> None:
     for block in scheduler.kv_cache_manager.block_pool.blocks:
         if block.block_hash is not None:
             store.check_hashed(block.block_id, block.block_hash)
+
+
+def check_host(scheduler: Any, sent: Mapping[str, Sent], store: KvStore) -> None:
+    """What is kept for requests is what it is said to be; each slot of host memory is free or used, once."""
+    swap = getattr(scheduler, "_swap", None)
+    if swap is None:
+        return
+    books = swap.books
+    require(books._records.keys() <= sent.keys(), f"{set(books._records) - sent.keys()} are gone but kept")
+    used: list[int] = []
+    tagged: Counter[int] = Counter()
+    for request_id, record in books._records.items():
+        places = [(held.block, held.slot) for held in record._held]
+        used += [slot for _, slot in places if slot is not None]
+        tagged.update(block for block, _ in places if block is not None)
+        require(all((block is None) != (slot is None) for block, slot in places), f"{request_id} is kept nowhere: {places}")
+        require(record.start < record.end <= len(sent[request_id].known), f"{request_id} is kept up to {record.end}")
+        store.check_host(request_id, digests(sent[request_id].known[: record.end]), places, record.first)
+    require(sorted([*books._free, *used]) == list(range(books.num_slots)), f"{used} are used and {books._free} free")
+    watched = {block: len(held) for block, held in books._on_device.items()}
+    require(watched == dict(tagged), f"{dict(tagged)} are kept on the device, {watched} watched")
 
 
 def _must_run(scheduler: Any, request_id: str) -> bool:

@@ -19,7 +19,7 @@ from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.simulation.core import CoreLoop
 
 from .building import SECRET, Setup, make_scheduler
-from .invariants import Sent, check_books, check_kv, check_pool, check_queues, require
+from .invariants import Sent, check_books, check_host, check_kv, check_pool, check_queues, require
 from .store import EMPTY_PREFIX, KvStore, block_hasher, extended
 from .workers import V1Worker, V2Worker, Worker, sample
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
 
+    from stream2llm_rag.engine.swap.books import StepCopies
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:
     output: SchedulerOutput
     result: ModelRunnerOutput
     written_blocks: frozenset[int]
+    changed_blocks: frozenset[int]
 
 
 class Machine(CoreLoop[_Step]):
@@ -46,7 +49,7 @@ class Machine(CoreLoop[_Step]):
         self.num_answered = 0
         self._now = 1.0
         self.scheduler._clock = self.scheduler._wall = lambda: self._now
-        self._store = KvStore(setup.num_blocks, setup.block_size)
+        self._store = KvStore(setup.num_blocks, setup.block_size, setup.num_host_blocks or 0)
         self._worker = _make_worker(setup, self._store)
         self._hasher = block_hasher(setup.block_size) if setup.prefix_caching else None
         self._abort_before_output: str | None = None
@@ -128,13 +131,30 @@ class Machine(CoreLoop[_Step]):
 
     def dispatch(self, output: SchedulerOutput) -> None:
         self._num_scheduled_tokens = output.total_num_scheduled_tokens
+        if output.kv_connector_metadata is not None:
+            self._copy(output.kv_connector_metadata.copies)
         result = self._worker.execute(output)
         for request_id, tokens in zip(result.req_ids, result.sampled_token_ids, strict=True):
             require(not (tokens and self.sent[request_id].partial), f"{request_id} is partial and sampled")
         tables = (self.scheduler.kv_cache_manager.get_block_ids(request_id)[0] for request_id in result.req_ids)
         written = frozenset(block for table in tables for block in table) if self.setup.defer_frees else frozenset()
-        self.in_flight.append(_Step(output, result, written))
+        self.in_flight.append(_Step(output, result, written, self._changed_by(output)))
         self.check()
+
+    def _copy(self, copies: StepCopies) -> None:
+        """Those that are early are made at any time since the oldest step in flight began."""
+        changed = {block for step in self.in_flight for block in step.changed_blocks}
+        for copy in copies.early_outs:
+            require(copy.block not in changed, f"block {copy.block} is copied out while a step in flight writes it")
+        self._store.copy(copies)
+
+    def _changed_by(self, output: SchedulerOutput) -> frozenset[int]:
+        changed: set[int] = set()
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            table = self.scheduler.kv_cache_manager.get_block_ids(request_id)[0]
+            end = self.scheduler.requests[request_id].num_computed_tokens
+            changed.update(table[(end - num_tokens) // self.setup.block_size : -(-end // self.setup.block_size)])
+        return frozenset(changed)
 
     def take_output(self, step: _Step) -> None:
         if self._abort_before_output is not None:
@@ -161,6 +181,7 @@ class Machine(CoreLoop[_Step]):
         check_books(self.scheduler, self.sent, self.setup.block_size)
         check_pool(self.scheduler, written)
         check_kv(self.scheduler, self.sent, self._store)
+        check_host(self.scheduler, self.sent, self._store)
         self._worker.check()
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stream2llm_rag.engine.swap.books import StepCopies
 
 Digest = int
 EMPTY_PREFIX: Digest = 0x5EED
@@ -60,11 +63,40 @@ class KvStore:
 
     num_blocks: int
     block_size: int
+    num_host_slots: int = 0
     _slots: list[list[Digest | None]] = field(init=False)
+    _host: list[list[Digest | None] | None] = field(init=False)
     _parents: dict[Digest, Digest] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._slots = [[None] * self.block_size for _ in range(self.num_blocks)]
+        self._host = [None] * self.num_host_slots
+
+    def copy(self, copies: StepCopies) -> None:
+        """Make a step's copies, out and then in. Raise for a slot that is written twice, or read before it was written."""
+        outs = [*copies.early_outs, *copies.outs]
+        if len({copy.slot for copy in outs}) < len(outs) or len({copy.block for copy in copies.ins}) < len(copies.ins):
+            raise Violation(f"something is written twice in one step: {copies}")
+        for copy in outs:
+            self._host[copy.slot] = list(self._slots[copy.block])
+        for copy in copies.ins:
+            content = self._host[copy.slot]
+            if content is None:
+                raise Violation(f"slot {copy.slot} is read before it is written")
+            self._slots[copy.block] = list(content)
+
+    def check_host(
+        self, owner: str, prefix: Sequence[Digest], places: Sequence[tuple[int | None, int | None]], first: int
+    ) -> None:
+        """Raise unless ``places``, each a block or else a slot, hold ``prefix`` from its block ``first`` on."""
+        for position in range(first * self.block_size, len(prefix)):
+            index, offset = divmod(position, self.block_size)
+            if index - first >= len(places):
+                raise Violation(f"{owner} keeps position {position} beyond its {len(places)} blocks")
+            block, slot = places[index - first]
+            row = self._host[slot] if slot is not None else self._slots[block] if block is not None else None
+            if row is None or row[offset] != prefix[position]:
+                raise Violation(f"{owner} keeps position {position} in block {block} or slot {slot}, which has other content")
 
     def compute(self, rows: Sequence[Row]) -> dict[str, Digest]:
         """Run one batch. Returns the digest of each request's last token.

@@ -7,8 +7,8 @@ in none of vLLM's queues, and can be evicted. Then it has *lapsed* until its nex
 there is room for it, and nobody is evicted for that, unless the policy weighs blocks against each other: else two such streams
 would take turns for ever.
 
-The class is made of parts with one job each, over the same state: ``state`` <- ``queues`` <- ``losses`` <- ``operations`` |
-``planning`` <- ``steps`` | ``reports``.
+The class is made of parts with one job each, over the same state: ``state`` <- ``queues`` <- ``swapping`` <- ``losses`` <-
+``operations`` | ``planning`` <- ``steps`` | ``reports``.
 """
 
 from __future__ import annotations

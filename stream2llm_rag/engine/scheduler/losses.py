@@ -8,11 +8,11 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request, RequestStatus
 
 from stream2llm_rag.engine.feedback import StepKind
-from stream2llm_rag.engine.scheduler.queues import Queues
 from stream2llm_rag.engine.scheduler.state import Stream
+from stream2llm_rag.engine.scheduler.swapping import Swapping
 
 
-class Losses(Queues):
+class Losses(Swapping):
     """Takes KV from requests, whole or from the end."""
 
     def _truncate(self, request: Request, keep: int) -> None:
@@ -49,7 +49,7 @@ class Losses(Queues):
         """Free all KV of a running, waiting or idle request, or all behind the first ``num_kept_blocks``."""
         was_idle = request.request_id in self._idle
         self._detach(request)
-        before, status = request.num_computed_tokens, request.status
+        before, status, table = request.num_computed_tokens, request.status, self._blocks_of(request)
         counters = self._feedback.counters
         if num_kept_blocks:
             self._truncate(request, num_kept_blocks * self.block_size)
@@ -60,6 +60,7 @@ class Losses(Queues):
             super()._preempt_request(request, self._clock())  # asserts RUNNING; puts it into `waiting`
             self.waiting.remove_request(request)
             counters.num_whole_evictions += 1
+        self._keep(request, before, table)
         # The worker knows the tokens of a running request: PREEMPTED brings it back with its output. Those of another may have
         # changed since the worker saw them: it stays what it was.
         request.status = RequestStatus.PREEMPTED if status == RequestStatus.RUNNING else status
@@ -82,8 +83,9 @@ class Losses(Queues):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Note that vLLM preempts somebody on its own, when a step needs more blocks than were planned."""
-        before = request.num_computed_tokens
+        before, table = request.num_computed_tokens, self._blocks_of(request)
         super()._preempt_request(request, *args, **kwargs)
+        self._keep(request, before, table)
         self._feedback.counters.num_preemptions += 1
         stream = self._streams.get(request.request_id)
         if stream is not None:

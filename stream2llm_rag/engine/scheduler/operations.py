@@ -132,6 +132,7 @@ class Operations(Losses):
         request.num_prompt_tokens = len(token_ids)
         request.block_hashes = list(chunk.block_hashes)  # hashed already, in the core's input thread
         keep = min(before, common, len(token_ids) - 1)
+        self._forget_changed(request, common)
         if keep < before:
             self._truncate(request, keep)
             stream.num_hit = min(stream.num_hit, request.num_computed_tokens)

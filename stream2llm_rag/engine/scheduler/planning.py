@@ -66,7 +66,7 @@ class Planning(Losses):
 
     def _live(self, request: Request) -> LiveRequest:
         stream = self._streams.get(request.request_id)
-        if stream is None or not stream.partial:
+        if stream is None or not stream.partial or self._record_of(request) is not None:  # a record changes by itself
             return self._look_at(request, stream)
         if stream.live is None:
             stream.live = self._look_at(request, stream)
@@ -80,7 +80,7 @@ class Planning(Losses):
             arrived_at=request.arrival_time,
             last_chunk_at=stream.last_chunk_at if stream is not None else request.arrival_time,
             partial=stream is not None and stream.partial,
-            num_computed=request.num_computed_tokens,
+            num_computed=self._num_ready(request),
             num_target=request.num_computed_tokens + self._num_pending(request),
             num_blocks=self._num_blocks(request),
             holds_slot=request.status == RequestStatus.RUNNING or self._holds_kv_blocks(request),

@@ -47,6 +47,9 @@ class Reports(Losses):
         counters.num_waiting = len(self.kv_holding_waiting) + len(self.waiting)
         counters.num_idle = len(self._idle)
         pool = self.kv_cache_manager.block_pool
+        if self._swap is not None:
+            counters.num_host_slots = self._swap.books.num_slots
+            counters.num_used_host_slots = self._swap.books.num_used_slots
         counters.num_used_blocks = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()  # one is the null block
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -73,9 +76,12 @@ class Reports(Losses):
         return num_active + (asks or self._has_room_for_lapsed())
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
-        """As in vLLM; with ``reset_running_requests`` streams that wait or idle give their KV up too."""
+        """As in vLLM, and for host memory, too; with ``reset_running_requests`` streams that wait or idle give their KV up too."""
         if reset_running_requests:
             for request in [r for r in (*self._idle.values(), *self.kv_holding_waiting) if self._holds_kv_blocks(r)]:
                 if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:
                     self._evict(request)
-        return bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
+        was_reset = bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
+        if self._swap is not None:
+            self._swap.books.drop_all()
+        return was_reset

@@ -20,7 +20,7 @@ class Steps(Planning):
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, evict, and let vLLM schedule what the plan lets run. Without streams this is vLLM's own ``schedule``."""
         started = self._last_started = self._clock()
-        if not self._streams:
+        if not (self._streams or (self._swap is not None and self._swap.books)):
             output = super().schedule(*args, **kwargs)
         elif self._pause_state == PauseState.UNPAUSED:
             output = self._schedule_streams(*args, **kwargs)
@@ -28,6 +28,7 @@ class Steps(Planning):
             output = super().schedule(*args, **kwargs)
             self._collect(())  # whoever waits for the engine to rest waits for streams in `running` too
         self._step_started[id(output)] = started
+        self._note_copies(output)
         return output
 
     def _schedule_streams(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,6 +38,7 @@ class Steps(Planning):
             self._evict_somebody()
         self._plan = None if self._everything_fits() else self._make_plan()
         held = self._carry_out(self._plan) if self._plan is not None else []
+        held += self._bring_back([*self.kv_holding_waiting, *self.waiting])
         waiting = [*self.kv_holding_waiting, *self.waiting]
         fresh = [request for request in waiting if request.num_computed_tokens == 0]
         planned = time.perf_counter()
