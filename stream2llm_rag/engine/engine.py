@@ -71,9 +71,9 @@ class Stream2LLMEngine:
 
     ``model`` and any further keyword are vLLM's engine arguments (``AsyncEngineArgs``): ``tensor_parallel_size``,
     ``max_model_len``, ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open
-    at once. ``host_kv_gib`` GiB of host memory hold KV that others took the place of, until its request runs again (of each engine
-    core, for all its ranks together); ``preempt`` says when: ``"auto"`` where that is cheaper than to compute it again, always
-    (``"swap"``) or never (``"recompute"``).
+    at once. ``host_kv_gib`` GiB of host memory (for each engine core) hold KV that others took the place of, until its request
+    runs again. ``preempt`` says when: ``"auto"`` where that is cheaper than to compute it again, ``"swap"`` always,
+    ``"recompute"`` never.
 
     Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the
     event loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
@@ -253,12 +253,10 @@ class Stream2LLMEngine:
         check_surface()
         args = AsyncEngineArgs(model=self._model, **{**_DEFAULT_ENGINE_ARGS, **self._engine_args})
         if self._host_kv_gib:
-            from stream2llm_rag.engine.swap.connector import swap_config
-
-            args.kv_transfer_config = swap_config(host_kv_gib=self._host_kv_gib)
+            args.kv_transfer_config = self._swap_config()
         with self._settings.in_environment():
             config = self._configure(args)
-            check_supported(config)
+            check_supported(config, has_own_connector=bool(self._host_kv_gib))
             config.scheduler_config.scheduler_cls = _SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
             self._llm = AsyncLLM.from_vllm_config(
                 config,
@@ -270,6 +268,11 @@ class Stream2LLMEngine:
 
     def _configure(self, args: AsyncEngineArgs) -> VllmConfig:
         return args.create_engine_config()
+
+    def _swap_config(self) -> Any:
+        from stream2llm_rag.engine.swap.connector import swap_config
+
+        return swap_config(host_kv_gib=self._host_kv_gib)
 
     async def _stop(self) -> None:
         self._exports.close()

@@ -9,12 +9,15 @@ from stream2llm_rag.errors import UnsupportedError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-SWAP_MODULE = "stream2llm_rag.engine.swap.connector"
 
+def check_supported(config: VllmConfig, *, has_own_connector: bool = False) -> None:
+    """Raise :class:`UnsupportedError` for a configuration under which a growing prompt cannot be computed piece by piece.
 
-def check_supported(config: VllmConfig) -> None:
-    """Raise :class:`UnsupportedError` for a configuration under which a growing prompt cannot be computed piece by piece."""
+    ``has_own_connector``: its KV connector is the engine's, not the user's.
+    """
     reason = _reason_against(config)
+    if reason is None and config.kv_transfer_config is not None and not has_own_connector:
+        reason = "KV connectors are not supported. Leave out kv_transfer_config=."
     if reason is not None:
         raise UnsupportedError(f"{config.model_config.model!r} cannot stream: {reason}")
 
@@ -32,8 +35,6 @@ def _reason_against(config: VllmConfig) -> str | None:
         )
     if config.speculative_config is not None:
         return "speculative decoding is not supported. Leave out speculative_config= and the spec_... arguments."
-    if config.kv_transfer_config is not None and config.kv_transfer_config.kv_connector_module_path != SWAP_MODULE:
-        return "KV connectors are not supported. Leave out kv_transfer_config=."
     if config.parallel_config.data_parallel_backend == "ray":
         return "its engine cores would not get the settings of this process. Leave out data_parallel_backend=, or pass 'mp'."
     return None

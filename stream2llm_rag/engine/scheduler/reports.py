@@ -76,7 +76,7 @@ class Reports(Losses):
         return num_active + (asks or self._has_room_for_lapsed())
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, *args: Any, **kwargs: Any) -> bool:
-        """As in vLLM, and for host memory, too; with ``reset_running_requests`` streams that wait or idle give their KV up too."""
+        """As in vLLM, host memory included; with ``reset_running_requests`` streams that wait or idle give their KV up too."""
         if reset_running_requests:
             for request in [r for r in (*self._idle.values(), *self.kv_holding_waiting) if self._holds_kv_blocks(r)]:
                 if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:

@@ -1,8 +1,8 @@
 """What a victim loses is kept in host memory, where that pays, and loaded back when it is about to run.
 
-A request that comes back has its KV before vLLM looks at it: blocks are allocated for it as for tokens that are to be computed, and
-the copies into them are made before the step's forward pass. To the planner those tokens count as computed (they need blocks, but
-no budget), so a load is never begun without room for it.
+A request that comes back has its KV before vLLM looks at it: blocks are allocated for it as for tokens that are to be computed,
+and the copies into them are made before the step's forward pass. To the planner those tokens count as computed (they need
+blocks, but no budget), so a load is never begun without room for it.
 """
 
 from __future__ import annotations
@@ -85,34 +85,45 @@ class Swapping(Queues):
             return []
         back = [request for request in waiting if self._record_of(request) is not None and not self._is_held_back(request)]
         for request in back:
-            self._load(request)
+            held = self._record_of(request)
+            if held is not None:  # else one before it needed the room more
+                self._load(request, held)
         done = [request for request in back if self._num_pending(request) <= 0]
         for request in done:
             self._detach(request)
         return done
 
-    def _load(self, request: Request) -> None:
+    def _load(self, request: Request, held: HostRecord) -> None:
         """Give the request its KV back, behind what it has and what the prefix cache has, if that pays and there is room."""
         assert self._swap is not None
-        books, held, before = self._swap.books, self._record_of(request), request.num_computed_tokens
-        assert held is not None
+        before, num_given_up = request.num_computed_tokens, held.end - held.start
         found, num_hit = None, 0
         if not before:
             found, num_hit, *_ = self.kv_cache_manager.get_computed_blocks(request)
-        start, limit = before + num_hit, request.num_tokens - 1
-        pays = self._swap.cost.for_return(min(held.end, limit) - start, start).swap
-        num_given_up = held.end - held.start
-        record = books.borrow(request.request_id, start, limit) if pays else None
-        if record is None:
-            books.drop(request.request_id)
-        elif self.kv_cache_manager.allocate_slots(request, record.end - start, num_hit, found) is None:
-            books.give_back(record)
+        start = before + num_hit
+        record = self._borrow(request, held, start)
+        end = start if record is None else record.end
+        if end > before and self.kv_cache_manager.allocate_slots(request, end - start, num_hit, found) is None:
+            if record is not None:
+                self._swap.books.give_back(record)
             return
-        else:
-            books.load(record, start, self._blocks_of(request))
-            request.num_computed_tokens = record.end
+        if record is not None:
+            self._swap.books.load(record, start, self._blocks_of(request))
+        if end > before:
+            request.num_computed_tokens = end
             self._note_return(request, before, num_hit)
         self._swap.cost.saw_return(num_given_up, min(num_hit, num_given_up))
+
+    def _borrow(self, request: Request, held: HostRecord, start: int) -> HostRecord | None:
+        """What is to be loaded from token ``start`` on. None: nothing, and nothing is held any more."""
+        assert self._swap is not None
+        limit = request.num_tokens - 1  # vLLM wants one to compute
+        if self._swap.cost.for_return(min(held.end, limit) - start, start).swap:
+            record = self._swap.books.borrow(request.request_id, start, limit)
+            if record is not None:
+                return record
+        self._swap.books.drop(request.request_id)
+        return None
 
     def _note_return(self, request: Request, num_before: int, num_hit: int) -> None:
         stream = self._streams.get(request.request_id)

@@ -1,11 +1,11 @@
 """What the KV of preempted requests lies in: blocks of the device that nobody has taken yet, and slots of host memory. Pure.
 
-A block that a request gives up keeps its content until the pool hands it to somebody. Only then is it copied out: many a victim is
-back before. So a victim's record begins as a list of device blocks, and turns into host slots from the end, since the pool hands
-out a request's last blocks first. What is short then is the least valuable record: what is cheapest to compute again for each block
-gives up its last blocks. Nothing here can fail for want of room.
+A block that a request gives up keeps its content until the pool hands it to somebody. Only then is it copied out: many a victim
+is back before. So a victim's record begins as a list of device blocks, and turns into host slots from the end, since the pool
+hands out a request's last blocks first. Where slots are short the least valuable record, by the time to compute it again for
+each block, gives up its last ones. Nothing here can fail for want of room.
 
-Copies are made in the order out, then in, before a step's forward pass. So a slot that a step reads is free from the next one on.
+Copies are made in the order out, then in, before a step's forward pass: a slot that a step reads is free from the next one on.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class HostBooks:
         self._read: list[int] = []  # by the copies in of this step: free from the next one on
         self._records: dict[str, HostRecord] = {}
         self._on_device: dict[int, list[_Held]] = {}
-        self._outs: dict[int, tuple[int, bool]] = {}  # of this step: slot -> block, and whether no step in flight writes it
+        self._outs: dict[int, tuple[int, bool]] = {}  # of this step: slot -> block, and whether it is early
         self._ins: list[Copy] = []
 
     def __bool__(self) -> bool:
@@ -91,7 +91,7 @@ class HostBooks:
     # ------------------------------------------------------------------ what is held
 
     def keep(self, request_id: str, num_kept: int, num_tokens: int, table: Sequence[int], *, in_flight: bool = False) -> None:
-        """Hold what a request gives up: of the blocks in its ``table``, with KV of ``num_tokens``, all but the first ``num_kept``.
+        """Hold what a request gives up: all but ``num_kept`` blocks at the front of its ``table``, which has ``num_tokens``.
 
         What is held of it already stays where the two join: after several cuts of its tail, the parts are one. ``in_flight``: a
         step may still be writing them.
@@ -156,8 +156,8 @@ class HostBooks:
     def borrow(self, request_id: str, start: int, end: int) -> HostRecord | None:
         """Ready what is held of the request from token ``start`` on, up to ``end``: all of it in host slots.
 
-        None: nothing of it can come back. A record is the caller's until :meth:`load` or :meth:`give_back`: as :meth:`load` needs
-        blocks, others may be evicted, and host slots be short, in between.
+        None: nothing of it can come back. Until :meth:`load` or :meth:`give_back` the record is the caller's, and loses nothing
+        to those whose blocks the pool hands out meanwhile.
         """
         record = self._records.get(request_id)
         if record is None or not record.start <= start < min(end, record.end):
@@ -178,18 +178,15 @@ class HostBooks:
         """Hold the record as before."""
         self._records[record.request_id] = record
 
-    def load(self, record: HostRecord, start: int, table: Sequence[int]) -> int:
-        """Copy the record from token ``start`` on into the blocks of ``table``, and hold it no more. Returns how many blocks."""
-        num_loaded = 0
+    def load(self, record: HostRecord, start: int, table: Sequence[int]) -> None:
+        """Copy the record from token ``start`` on into the blocks of ``table``, and hold it no more."""
         for index, held in enumerate(record._held, record.first):
             if index >= start // self._block_size:
                 assert held.slot is not None
                 self._ins.append(Copy(table[index], held.slot))
                 self._read.append(held.slot)
-                num_loaded += 1
             else:
                 self._release(held)
-        return num_loaded
 
     def take_copies(self) -> StepCopies:
         """What this step copies. The next calls are about the next step."""

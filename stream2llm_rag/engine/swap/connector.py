@@ -1,8 +1,8 @@
 """The KV connector that carries copies to the workers: vLLM loads it, in the scheduler's process and in every worker.
 
 The scheduler's end has the books. What they hold and when it comes back is decided in
-:mod:`stream2llm_rag.engine.scheduler.swapping` and not asked for by vLLM, which asks a connector only for requests that have no KV
-at all: a victim may have kept its front. The worker's end makes the copies first thing in each step.
+:mod:`stream2llm_rag.engine.scheduler.swapping` and not asked for by vLLM, which asks a connector only for requests that have no
+KV at all: a victim may have kept its front. The worker's end makes the copies first thing in each step.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _MAX_UNTIMED_STEPS = 64
 def swap_config(**size: float) -> KVTransferConfig:
     """What makes vLLM load the connector. ``size`` is ``host_kv_gib=`` or ``num_host_blocks=``.
 
-    A producer: for a consumer vLLM would leave blocks of preempted requests unused until steps in flight have ended, as copies in
-    may not be ordered behind them (``Scheduler.defer_block_free``). Ours are.
+    A producer: for a consumer vLLM would leave blocks of preempted requests unused until steps in flight have ended, as copies
+    in may not be ordered behind them (``Scheduler.defer_block_free``). Ours are.
     """
     return KVTransferConfig(
         kv_connector=SwapConnector.__name__,
@@ -52,7 +52,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         block_bytes = _block_bytes(vllm_config, kv_cache_config)
-        self._num_slots = _num_slots(vllm_config.kv_transfer_config, block_bytes)
+        num_ranks = vllm_config.parallel_config.tensor_parallel_size
+        self._num_slots = _num_slots(vllm_config.kv_transfer_config, block_bytes * num_ranks)
         if role is KVConnectorRole.SCHEDULER:
             block_size = vllm_config.cache_config.block_size
             self.cost: CostModel = make_cost(CoreSettings.from_environment().preempt, block_size, block_bytes)
@@ -140,7 +141,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
 
 def _block_bytes(config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
-    """Of one block on one rank of each stage, all layers together: the same number in every process."""
+    """Of one block, all layers of all pipeline stages together, on one tensor-parallel rank: the same number in every process."""
     page_bytes = kv_cache_config.kv_cache_groups[0].kv_cache_spec.page_size_bytes
     return int(page_bytes * config.model_config.get_total_num_hidden_layers())
 

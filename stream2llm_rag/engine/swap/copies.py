@@ -1,8 +1,8 @@
 """Copies between blocks of the device's KV cache and host slots, made in a worker.
 
 On the CPU platform they are plain copies. On CUDA they run on a stream of their own, ordered by events: before the forward pass
-that overwrites or reads the blocks, and behind the passes that wrote them. The CUDA part has been written with care and not been
-run: no machine with a GPU was at hand.
+that overwrites or reads the blocks, and behind the passes that wrote them. The CUDA part has been written with care and not
+been run: no machine with a GPU was at hand.
 """
 
 from __future__ import annotations
@@ -55,11 +55,6 @@ class Copier(ABC):
         self._slots = [
             torch.empty((num_slots, region.shape[1]), dtype=region.dtype, pin_memory=on_device) for region in self._regions
         ]
-
-    @property
-    def block_bytes(self) -> int:
-        """Of one block, all layers together."""
-        return sum(region.shape[1] for region in self._regions) * _WORD_BYTES
 
     @abstractmethod
     def begin(self, metadata: SwapMetadata) -> None:
