@@ -40,8 +40,8 @@ class SessionStats:
 
     ``overlap_tokens`` are those of the final prompt that had been computed when the core learned that it is final, and were
     still held then; prefix-cache hits do not count. ``computed_tokens`` counts every token computed, those lost and computed
-    again too. Others took KV in ``num_evictions``, of which ``num_swaps`` left it in host memory. ``waiting_s``: it had work, but no step took it;
-    ``idle_s``: all that had come was computed.
+    again too. Others took KV in ``num_evictions``, of which ``num_swaps`` left it in host memory. ``waiting_s``: it had work,
+    but no step took it; ``idle_s``: all that had come was computed.
     """
 
     computed_tokens: int = 0

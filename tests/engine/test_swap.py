@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from stream2llm_rag.engine.cost_model import Preemption
@@ -67,7 +68,7 @@ async def test_with_room_for_all_nothing_is_computed_twice(swapping: Stream2LLME
             sessions.append(session)
             for start in range(0, len(final), 90):
                 await session.append(final[start : start + 90])
-                await anyio.sleep(0) if dice.random() < 0.5 else await computed(session, 1)
+                await anyio.lowlevel.checkpoint() if dice.random() < 0.5 else await computed(session, 1)
             await collect(await session.finish([], GREEDY))
 
     await asyncio.gather(*(run(final, seed) for seed, final in enumerate(finals)))

@@ -91,6 +91,8 @@ class Machine(CoreLoop[_Step]):
 
     def reset_prefix_cache(self, *, running_too: bool) -> None:
         self.scheduler.reset_prefix_cache(reset_running_requests=running_too)
+        swap = getattr(self.scheduler, "_swap", None)
+        require(swap is None or not swap.books, "what was computed before a reset is kept")
         self.check()
 
     def pause(self, state: PauseState) -> None:

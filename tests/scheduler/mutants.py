@@ -6,6 +6,7 @@ A mutant changes the class below both schedulers, through a ``MonkeyPatch`` that
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from vllm.v1.request import RequestStatus
 
 from stream2llm_rag.engine import protocol
 from stream2llm_rag.engine.scheduler import _Streaming as Streaming
+from stream2llm_rag.engine.swap.books import HostBooks
+from stream2llm_rag.engine.swap.connector import SwapConnector
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 MUTANTS: dict[str, Mutant] = {}
@@ -240,6 +243,71 @@ def a_pause_leaves_computed_streams_running(patch: pytest.MonkeyPatch) -> None:
             original(self, held)
 
     around(patch, "_collect", collect)
+
+
+@mutant
+def blocks_are_handed_out_before_they_are_copied(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HostBooks, "handed_out", lambda self, blocks: None)
+
+
+@mutant
+def slots_are_rotated(patch: pytest.MonkeyPatch) -> None:
+    def take(original: Any, self: Any) -> Any:
+        copies = original(self)
+        ins = [replace(one, slot=other.slot) for one, other in zip(copies.ins, copies.ins[1:] + copies.ins[:1], strict=True)]
+        return replace(copies, ins=ins)
+
+    around(patch, "take_copies", take, HostBooks)
+
+
+@mutant
+def a_slot_is_free_while_it_is_read(patch: pytest.MonkeyPatch) -> None:
+    def load(original: Any, self: Any, *args: Any) -> None:
+        original(self, *args)
+        self._free += self._read
+        self._read = []
+
+    around(patch, "load", load, HostBooks)
+
+
+@mutant
+def what_an_update_changed_comes_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Streaming, "_forget_changed", lambda self, request, num_common: None)
+
+
+@mutant
+def what_a_step_in_flight_writes_is_copied_early(patch: pytest.MonkeyPatch) -> None:
+    around(patch, "keep", lambda keep, self, *args, in_flight: keep(self, *args), HostBooks)
+
+
+@mutant
+def an_abort_leaves_slots_behind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SwapConnector, "request_finished_all_groups", lambda self, request, block_ids: (False, None))
+
+
+@mutant
+def a_reset_leaves_what_is_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(HostBooks, "drop_all", lambda self: None)
+
+
+@mutant
+def what_is_loaded_may_be_evicted_meanwhile(patch: pytest.MonkeyPatch) -> None:
+    def borrow(original: Any, self: Any, *args: Any) -> Any:
+        record = original(self, *args)
+        if record is not None:
+            self.give_back(record)
+        return record
+
+    around(patch, "borrow", borrow, HostBooks)
+
+
+@mutant
+def a_record_outlives_its_return(patch: pytest.MonkeyPatch) -> None:
+    def load(original: Any, self: Any, record: Any, *args: Any) -> None:
+        original(self, record, *args)
+        self.give_back(record)
+
+    around(patch, "load", load, HostBooks)
 
 
 @mutant

@@ -115,7 +115,7 @@ class HostBooks:
             self._records[request_id] = record
 
     def _rest_of(self, earlier: HostRecord, record: HostRecord) -> list[_Held]:
-        """Release of ``earlier`` what ``record`` has anew, or all if it does not join on. Returns the rest, now the record's."""
+        """Release of ``earlier`` what ``record`` has anew, or all if it does not join on. Returns the rest."""
         joint = record.end // self._block_size  # a block that is part full in the one may be full in the other
         joins = earlier.first <= joint and earlier.end > record.end
         num_again = joint - earlier.first if joins else len(earlier._held)

@@ -141,7 +141,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
 
 def _block_bytes(config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
-    """Of one block, all layers of all pipeline stages together, on one tensor-parallel rank: the same number in every process."""
+    """Of one block, the layers of all stages together, on one tensor-parallel rank: the same number in every process."""
     page_bytes = kv_cache_config.kv_cache_groups[0].kv_cache_spec.page_size_bytes
     return int(page_bytes * config.model_config.get_total_num_hidden_layers())
 
