@@ -42,10 +42,33 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
         "remove_requests": "requests",
     },
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): {
+        "allocate_slots": "request, num_new_tokens, num_new_computed_tokens, new_computed_blocks",
         "get_computed_blocks": "request",
         "truncate_computed_blocks": "blocks, num_computed_tokens",
     },
-    ("vllm.v1.core.block_pool", "BlockPool"): {"get_num_free_blocks": "", "free_blocks": "ordered_blocks"},
+    # `get_new_blocks` is wrapped on the engine's own pool: what it hands out is copied to host memory first.
+    ("vllm.v1.core.block_pool", "BlockPool"): {
+        "free_blocks": "ordered_blocks",
+        "get_new_blocks": "num_blocks",
+        "get_num_free_blocks": "",
+    },
+    ("vllm.distributed.kv_transfer.kv_connector.v1.base", "KVConnectorBase_V1"): {
+        "__init__": "vllm_config, role, kv_cache_config",
+        "build_connector_meta": "scheduler_output",
+        "build_connector_worker_meta": "",
+        "get_num_new_matched_tokens": "request, num_computed_tokens",
+        "handle_preemptions": "kv_connector_metadata",
+        "register_kv_caches": "kv_caches",
+        "reset_cache": "",
+        "save_kv_layer": "layer_name, kv_layer, attn_metadata",
+        "start_load_kv": "forward_context",
+        "update_connector_output": "connector_output",
+        "update_state_after_alloc": "request, blocks, num_external_tokens",
+        "wait_for_layer_load": "layer_name",
+        "wait_for_save": "",
+    },
+    ("vllm.distributed.kv_transfer.kv_connector.v1.base", "SupportsHMA"): {"request_finished_all_groups": "request, block_ids"},
+    ("vllm.distributed.kv_transfer.kv_connector.v1.base", "KVConnectorWorkerMetadata"): {"aggregate": "other"},
     ("vllm.v1.request", "Request"): {"update_block_hashes": ""},
     ("vllm.v1.metrics.stats", "PrefillStats"): {
         "set": "*, num_prompt_tokens, num_local_cached_tokens, num_external_cached_tokens"
@@ -73,7 +96,7 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
         "abort_requests_async": "request_ids",
     },
     ("vllm.v1.engine.output_processor", "RequestOutputCollector"): {"get": "", "get_nowait": ""},
-    ("vllm.config", "ModelConfig"): {"get_vocab_size": ""},
+    ("vllm.config", "ModelConfig"): {"get_total_num_hidden_layers": "", "get_vocab_size": ""},
     ("vllm.tool_parsers", "ToolParserManager"): {"get_tool_parser": "name"},
     ("vllm.tool_parsers", "ToolParser"): {
         "__init__": "tokenizer, tools",
@@ -86,12 +109,23 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
 
 ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.v1.core.sched.scheduler", "Scheduler"): (
-        "_inflight_prefills _pause_state block_size defer_block_free deferred_waiting finished_req_ids kv_cache_manager "
+        "_inflight_prefills _pause_state block_size connector defer_block_free deferred_waiting finished_req_ids kv_cache_manager "
         "kv_holding_waiting max_model_len max_num_active_reqs max_num_scheduled_tokens num_lookahead_tokens policy "
         "prev_step_scheduled_req_ids requests reset_preempted_req_ids running scheduler_reserve_full_isl waiting"
     ),
     ("vllm.v1.core.sched.interface", "PauseState"): "UNPAUSED",
-    ("vllm.v1.core.sched.output", "SchedulerOutput"): "num_scheduled_tokens total_num_scheduled_tokens",
+    ("vllm.v1.core.sched.output", "SchedulerOutput"): (
+        "kv_connector_metadata num_scheduled_tokens scheduled_cached_reqs scheduled_new_reqs total_num_scheduled_tokens"
+    ),
+    ("vllm.v1.core.sched.output", "NewRequestData"): "num_computed_tokens req_id",
+    ("vllm.v1.core.sched.output", "CachedRequestData"): "num_computed_tokens req_ids",
+    ("vllm.v1.outputs", "KVConnectorOutput"): "kv_connector_worker_meta",
+    ("vllm.distributed.kv_transfer.kv_connector.v1.base", "KVConnectorBase_V1"): "_kv_cache_config requires_kv_delivery",
+    ("vllm.distributed.kv_transfer.kv_connector.v1.base", "KVConnectorRole"): "SCHEDULER",
+    ("vllm.v1.kv_cache_interface", "KVCacheConfig"): "kv_cache_groups kv_cache_tensors num_blocks",
+    ("vllm.v1.kv_cache_interface", "KVCacheGroupSpec"): "kv_cache_spec",
+    ("vllm.v1.kv_cache_interface", "KVCacheSpec"): "page_size_bytes",
+    ("vllm.v1.kv_cache_interface", "KVCacheTensor"): "block_stride layer_stride layers offset",
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): "block_pool coordinator watermark_blocks",
     ("vllm.v1.core.kv_cache_manager", "KVCacheBlocks"): "blocks",
     ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator"): "single_type_managers",
@@ -113,12 +147,16 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.v1.metrics.stats", "SchedulerStats"): "kv_connector_stats",
     ("vllm.v1.engine", "EngineCoreRequest"): "arrival_time external_req_id prompt_token_ids request_id sampling_params",
     ("vllm.v1.engine.async_llm", "AsyncLLM"): "engine_core errored input_processor model_config output_handler",
-    ("vllm.config", "VllmConfig"): "kv_transfer_config model_config parallel_config scheduler_config speculative_config",
+    ("vllm.config", "VllmConfig"): (
+        "cache_config kv_transfer_config model_config parallel_config scheduler_config speculative_config"
+    ),
+    ("vllm.config", "CacheConfig"): "block_size",
+    ("vllm.config", "KVTransferConfig"): "kv_connector kv_connector_extra_config kv_connector_module_path kv_role",
     ("vllm.config", "ModelConfig"): (
         "is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name"
     ),
     ("vllm.config", "SchedulerConfig"): "async_scheduling scheduler_cls",
-    ("vllm.config", "ParallelConfig"): "data_parallel_backend",
+    ("vllm.config", "ParallelConfig"): "data_parallel_backend tensor_parallel_size",
     ("vllm.sampling_params", "SamplingParams"): "extra_args sampling_type",
     ("vllm.sampling_params", "SamplingType"): "RANDOM_SEED",
     ("vllm.entrypoints.generate.base.protocol", "DeltaMessage"): "content tool_calls",
@@ -134,6 +172,8 @@ NAMES: dict[str, str] = {
     "vllm.v1.core.sched.request_queue": "create_request_queue",
     "vllm.v1.engine.exceptions": "EngineDeadError",
     "vllm.v1.metrics.stats": "IterationStats",
+    "vllm._custom_ops": "swap_blocks_batch",
+    "vllm.distributed.kv_transfer.kv_connector.v1.base": "KVConnectorMetadata",
     "vllm.exceptions": "VLLMValidationError",
     "vllm.inputs.engine": "tokens_input",
     "vllm.outputs": "CompletionOutput RequestOutput",

@@ -210,7 +210,7 @@ class HostBooks:
     def _find_slot(self, held: _Held) -> int | None:
         """A slot for ``held``. None: nothing is worth less than its record, which ends before it from now on."""
         while not self._free and not held.is_gone:
-            candidates = [r for r in self._records.values() if r.num_slots and r is not held.record]
+            candidates = [other for other in self._records.values() if other.num_slots and other is not held.record]
             least = min((*candidates, held.record), key=lambda record: record.value)
             self._pop(least)
         return None if held.is_gone else self._free.pop()

@@ -142,8 +142,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
 def _block_bytes(config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
     """Of one block, the layers of all stages together, on one tensor-parallel rank: the same number in every process."""
-    page_bytes = kv_cache_config.kv_cache_groups[0].kv_cache_spec.page_size_bytes
-    return int(page_bytes * config.model_config.get_total_num_hidden_layers())
+    [group, *_] = kv_cache_config.kv_cache_groups
+    return int(group.kv_cache_spec.page_size_bytes * config.model_config.get_total_num_hidden_layers())
 
 
 def _num_slots(config: KVTransferConfig, block_bytes: int) -> int:
@@ -151,9 +151,9 @@ def _num_slots(config: KVTransferConfig, block_bytes: int) -> int:
     return int(size["num_host_blocks"] if "num_host_blocks" in size else size["host_kv_gib"] * _GIB // block_bytes)
 
 
-def _items(output: SchedulerOutput) -> list[tuple[int, int]]:
+def _items(scheduler_output: SchedulerOutput) -> list[tuple[int, int]]:
     """Of each request that the step computes: new tokens, and tokens before them."""
-    cached = output.scheduled_cached_reqs
-    before = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+    cached = scheduler_output.scheduled_cached_reqs
+    before = {new.req_id: new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs}
     before.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-    return [(num, before.get(request_id, 0)) for request_id, num in output.num_scheduled_tokens.items()]
+    return [(num, before.get(request_id, 0)) for request_id, num in scheduler_output.num_scheduled_tokens.items()]

@@ -121,7 +121,7 @@ class CudaCopier(Copier):
         self._stream = torch.cuda.Stream(device=self._regions[0].device)
         self._step = 0
         self._began: Any = None
-        self._running: deque[tuple[tuple[int, Direction | None], int, Any, Any]] = deque()
+        self._timed: deque[tuple[tuple[int, Direction | None], int, Any, Any]] = deque()
 
     def begin(self, metadata: SwapMetadata) -> None:
         """Submit the copies, and have the forward pass wait for them."""
@@ -139,14 +139,14 @@ class CudaCopier(Copier):
     def end(self) -> None:
         """Mark the end of what was submitted."""
         if self._began is not None:
-            self._running.append(((self._step, None), 0, self._began, _mark(torch.cuda.current_stream())))
+            self._timed.append(((self._step, None), 0, self._began, _mark(torch.cuda.current_stream())))
             self._began = None
 
     def take_times(self) -> SwapTimes:
         """Those of what has ended by now: a GPU runs behind."""
         times = SwapTimes()
-        while self._running and self._running[0][3].query():
-            (step, way), num_blocks, began, ended = self._running.popleft()
+        while self._timed and self._timed[0][3].query():
+            (step, way), num_blocks, began, ended = self._timed.popleft()
             seconds = began.elapsed_time(ended) / 1e3
             if way is None:
                 times.forwards[step] = seconds
@@ -162,14 +162,14 @@ class CudaCopier(Copier):
         from vllm import _custom_ops as ops
 
         blocks, slots = torch.tensor([c.block for c in copies]), torch.tensor([c.slot for c in copies])
-        on_device = torch.cat([r.data_ptr() + blocks * (r.shape[1] * _WORD_BYTES) for r in self._regions])
-        on_host = torch.cat([s.data_ptr() + slots * (s.shape[1] * _WORD_BYTES) for s in self._slots])
-        sizes = torch.cat([torch.full_like(blocks, r.shape[1] * _WORD_BYTES) for r in self._regions])
+        on_device = torch.cat([part.data_ptr() + blocks * (part.shape[1] * _WORD_BYTES) for part in self._regions])
+        on_host = torch.cat([part.data_ptr() + slots * (part.shape[1] * _WORD_BYTES) for part in self._slots])
+        sizes = torch.cat([torch.full_like(blocks, part.shape[1] * _WORD_BYTES) for part in self._regions])
         froms, tos = (on_device, on_host) if way is Direction.OUT else (on_host, on_device)
         with torch.cuda.stream(self._stream):
             began = _mark(self._stream)
             ops.swap_blocks_batch(froms, tos, sizes)
-            self._running.append(((self._step, way), len(copies), began, _mark(self._stream)))
+            self._timed.append(((self._step, way), len(copies), began, _mark(self._stream)))
 
 
 def make_copier(regions: Sequence[torch.Tensor], num_slots: int) -> Copier:

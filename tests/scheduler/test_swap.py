@@ -1,0 +1,138 @@
+"""Victims whose KV is kept in host memory, scene by scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+from vllm.v1.outputs import KVConnectorOutput
+
+from stream2llm_rag.engine.cost_model import Direction, Preemption
+from stream2llm_rag.engine.swap.metadata import SwapTimes
+
+from .building import Setup
+from .machine import Machine
+from .test_scenes import ANSWER, SETUPS, counters, prompt, run
+
+
+@pytest.fixture(
+    params=[(name, caching) for name in SETUPS for caching in (True, False)],
+    ids=lambda param: f"{param[0]}-{'cached' if param[1] else 'uncached'}",
+)
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """With host memory for all, and nothing computed again. At its end nothing is left."""
+    name, caching = request.param
+    scene = Machine(replace(SETUPS[name], prefix_caching=caching, num_host_blocks=50, preempt=Preemption.SWAP))
+    yield scene
+    for request_id in list(scene.sent):
+        scene.abort(request_id)
+    run(scene)
+    assert scene.scheduler._swap.books.num_used_slots == 0
+
+
+def computed_by(machine: Machine) -> int:
+    """Step until the core would sleep. Returns how many tokens that computed."""
+    num_tokens = 0
+    while machine.has_work:
+        num_tokens += machine.step()
+    return num_tokens
+
+
+def fill(machine: Machine, num_tokens: int = 39) -> None:
+    """Let plain requests pass that together take every block of the pool, so that nothing survives in the prefix cache."""
+    for i in range(4):
+        machine.plain(f"filler{i}", prompt(num_tokens - 2, 20 + i), SamplingParams(max_tokens=1))
+    run(machine)
+
+
+def evict(machine: Machine, request_id: str, num_kept_blocks: int = 0) -> None:
+    machine.scheduler._evict(machine.scheduler.requests[request_id], num_kept_blocks)
+    machine.check()
+
+
+def test_a_stream_that_lost_all_computes_only_what_is_new(machine: Machine) -> None:
+    machine.open("s", prompt(30))
+    run(machine)
+    evict(machine, "s")
+    fill(machine)
+    machine.finish("s", [*prompt(30), 1, 2, 3], SamplingParams(max_tokens=1))
+    assert computed_by(machine) == 4
+    assert machine.num_answered == 5
+
+
+def test_a_stream_that_lost_its_tail_in_pieces_computes_only_what_is_new(machine: Machine) -> None:
+    machine.open("s", prompt(30))
+    run(machine)
+    for num_kept in (6, 5, 2):
+        evict(machine, "s", num_kept)
+    machine.finish("s", [*prompt(30), 1, 2, 3], SamplingParams(max_tokens=1))
+    assert computed_by(machine) == 4
+    assert counters(machine).num_blocks_in == 6
+
+
+def test_one_that_had_been_computed_comes_back_without_computing(machine: Machine) -> None:
+    machine.open("s", prompt(30))
+    run(machine)
+    evict(machine, "s")
+    assert computed_by(machine) == 0
+    assert machine.scheduler.requests["s"].num_computed_tokens == 29
+
+
+def test_after_an_update_only_what_is_common_comes_back(machine: Machine) -> None:
+    machine.open("s", prompt(30))
+    run(machine)
+    evict(machine, "s")
+    machine.update("s", prompt(17) + prompt(9, 5))
+    assert computed_by(machine) == 8  # of the 26 tokens 17 are as they were, and the last one is held back
+
+
+def test_a_plain_request_goes_on_where_it_was(machine: Machine) -> None:
+    machine.plain("p", prompt(20), SamplingParams(max_tokens=6))
+    num_tokens = machine.step()
+    while len(machine.sent["p"].answer) < 3:
+        num_tokens += machine.step()
+    evict(machine, "p")
+    assert num_tokens + computed_by(machine) == 20 + 6 - 1
+    assert machine.num_answered == 1
+
+
+def test_an_abort_frees_slots_at_once(machine: Machine) -> None:
+    machine.open("s", prompt(30))
+    run(machine)
+    evict(machine, "s")
+    machine.plain("filler", prompt(38, 9), ANSWER)
+    machine.abort("s")
+    assert machine.scheduler._swap.books.num_used_slots == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_load_is_not_begun_without_room_for_it(depth: int) -> None:
+    """Two large streams whose KV does not fit together: one comes back, the other stays where it is."""
+    machine = Machine(Setup("fcfs", depth, num_blocks=11, num_host_blocks=50, preempt=Preemption.SWAP))
+    for name, first in (("a", 0), ("b", 1)):
+        machine.open(name, prompt(30, first))
+        run(machine)
+    before = counters(machine).num_swap_evictions
+    machine.finish("a", [*prompt(30), 1], ANSWER)
+    machine.finish("b", [*prompt(30, 1), 1], ANSWER)
+    run(machine)
+    assert machine.num_answered == 2
+    assert counters(machine).num_swap_evictions <= before + 1
+    assert counters(machine).num_grants_refused == 0
+
+
+def test_times_of_steps_and_copies_reach_the_cost_model() -> None:
+    machine = Machine(Setup(num_host_blocks=5, preempt=Preemption.AUTO))
+    seen: list[Any] = []
+    cost = machine.scheduler._swap.cost
+    cost.saw_step = lambda items, seconds: seen.append((items, seconds))
+    cost.saw_copy = lambda way, num_blocks, seconds: seen.append((way, num_blocks, seconds))
+    machine.open("s", prompt(30))
+    machine.step()
+    machine.step()
+    times = SwapTimes({0: 0.5, 1: 0.25}, {(0, Direction.OUT): (3, 0.125)})
+    machine.scheduler.connector.update_connector_output(KVConnectorOutput(kv_connector_worker_meta=times))
+    assert seen == [(Direction.OUT, 3, 0.125), ([(16, 0)], 0.5), ([(13, 16)], 0.25)]
