@@ -51,7 +51,15 @@ FOREIGN = {
     "numba": ("retrievers.diskann",),
     "sklearn": ("retrievers.diskann",),
 }
-PURE = ("engine.protocol", "engine.policy", "engine.planner", "engine.cost_model", "engine.least_squares")
+PURE = (
+    "engine.protocol",
+    "engine.policy",
+    "engine.planner",
+    "engine.cost_model",
+    "engine.swap.books",
+    "engine.swap.choice",
+    "engine.least_squares",
+)
 HEAVY = {
     "vllm",
     "torch",

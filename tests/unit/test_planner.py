@@ -15,6 +15,10 @@ from stream2llm_rag.engine.policy.paper import Fcfs, TailFcfs
 BLOCK = 16
 
 
+class TakesPart(Fcfs):
+    rules = Rules(takes_part=True)
+
+
 @dataclass
 class HeldBlock:
     block_id: int
@@ -70,6 +74,23 @@ def test_complete_requests_come_before_partial_ones_and_earlier_before_later() -
         request("complete", 9, 0, 16, partial=False),
     )
     assert list(world.plan(blocks=9).grants) == ["complete", "early", "late"]
+
+
+def test_what_comes_back_from_host_memory_takes_blocks_but_no_budget() -> None:
+    """Of 100 tokens 80 wait there: it needs blocks for all, or stays where it is."""
+    returning = request("a", 1, 80, 100, partial=False, num_blocks=0, holds_slot=False)
+    assert World(returning).plan(budget=30, blocks=7).grants == {"a": 20}
+    assert World(returning).plan(budget=30, blocks=6).grants == {}
+    assert World(returning).plan(TakesPart(), budget=30, blocks=6).grants == {"a": 16}
+    assert World(returning).plan(TakesPart(), budget=30, blocks=5).grants == {}
+
+
+def test_what_the_prefix_cache_has_of_it_is_not_counted_twice() -> None:
+    returning = request("a", 1, 80, 100, num_blocks=0, holds_slot=False)
+    holder = request("b", 0, 48, 48)
+    world = World(returning, holder)
+    world.hits["a"] = world.tables["b"]
+    assert world.plan(blocks=4).grants == {"a": 20}
 
 
 def test_the_budget_is_spent_in_order() -> None:
