@@ -109,9 +109,10 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
 
 ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.v1.core.sched.scheduler", "Scheduler"): (
-        "_inflight_prefills _pause_state block_size connector defer_block_free deferred_waiting finished_req_ids kv_cache_manager "
-        "kv_holding_waiting max_model_len max_num_active_reqs max_num_scheduled_tokens num_lookahead_tokens policy "
-        "prev_step_scheduled_req_ids requests reset_preempted_req_ids running scheduler_reserve_full_isl waiting"
+        "_inflight_prefills _pause_state block_size connector defer_block_free deferred_waiting finished_req_ids "
+        "kv_cache_manager kv_holding_waiting max_model_len max_num_active_reqs max_num_scheduled_tokens "
+        "num_lookahead_tokens policy prev_step_scheduled_req_ids requests reset_preempted_req_ids running "
+        "scheduler_reserve_full_isl waiting"
     ),
     ("vllm.v1.core.sched.interface", "PauseState"): "UNPAUSED",
     ("vllm.v1.core.sched.output", "SchedulerOutput"): (
