@@ -47,7 +47,7 @@ class Plan:
     """What one step does, and what is left after it.
 
     ``grants`` are tokens to compute by request id, in policy order; ``victims`` stand in the order of eviction; ``refused`` are
-    requests that were looked at and did not fit.
+    requests that were looked at and did not fit. ``defers_loads``: some were not looked at, as others load enough in this step.
     """
 
     grants: dict[str, int] = field(default_factory=dict)
@@ -55,6 +55,7 @@ class Plan:
     refused: list[str] = field(default_factory=list)
     num_free_blocks: int = 0
     num_free_slots: int = 0
+    defers_loads: bool = False
 
 
 def plan(
@@ -114,6 +115,7 @@ class _Walk:
         self._slots = resources.slots
         self._num_reserved = int(policy.rules.reserved_share * resources.pool_blocks)
         self._plan = Plan()
+        self._load_budget = resources.token_budget
         self._touched: dict[str, LiveRequest] = {}
         self._queue: list[LiveRequest] | None = None
         self._tails: list[tuple[float, int, int]] | None = None
@@ -126,13 +128,14 @@ class _Walk:
             if budget <= 0:
                 break
             num_tokens = min(request.num_pending, budget, partial_budget if request.partial else budget)
-            if num_tokens <= 0 or self._ledger.has_lost(request):
+            if num_tokens <= 0 or self._ledger.has_lost(request) or self._defers_load(request):
                 continue
             num_granted = self._fit(index, request, num_tokens)
             if num_granted:
                 self._plan.grants[request.request_id] = num_granted
                 budget -= num_granted
                 partial_budget -= num_granted if request.partial else 0
+                self._load_budget -= request.num_loaded
                 continue
             self._plan.refused.append(request.request_id)
             if not self._rules.skips_blocked:
@@ -151,6 +154,13 @@ class _Walk:
         if self._rules.partials_wait and any(not request.partial and request.num_pending > 1 for request in self._order):
             return 0
         return min(self._resources.token_budget, self._rules.partial_budget or self._resources.token_budget)
+
+    def _defers_load(self, request: LiveRequest) -> bool:
+        """Put off what a partial request loads once others load: all wait for it, so a step loads as much as it may compute."""
+        others_load = self._load_budget < self._resources.token_budget
+        defers = request.partial and others_load and request.num_loaded > self._load_budget
+        self._plan.defers_loads |= defers
+        return defers
 
     # ------------------------------------------------------------------ what a request takes
 

@@ -85,6 +85,20 @@ def test_what_comes_back_from_host_memory_takes_blocks_but_no_budget() -> None:
     assert World(returning).plan(TakesPart(), budget=30, blocks=5).grants == {}
 
 
+def test_partial_requests_load_in_a_step_as_much_as_it_may_compute() -> None:
+    def returning(name: str, arrived_at: float, *, partial: bool = True) -> LiveRequest:
+        return request(name, arrived_at, 80, 82, partial=partial, num_blocks=0, holds_slot=False, num_loaded=80)
+
+    world = World(returning("a", 1), returning("b", 2), returning("c", 3), request("d", 4, 16, 18))
+    made = world.plan(budget=100, blocks=99)
+    assert list(made.grants) == ["a", "d"]
+    assert made.defers_loads
+    assert list(world.plan(budget=160, blocks=99).grants) == ["a", "b", "d"]
+    assert list(World(returning("a", 1), returning("b", 2)).plan(budget=50, blocks=99).grants) == ["a"]
+    complete = World(*(returning(name, 1, partial=False) for name in "abc"))
+    assert list(complete.plan(budget=100, blocks=99).grants) == ["a", "b", "c"]
+
+
 def test_what_the_prefix_cache_has_of_it_is_not_counted_twice() -> None:
     returning = request("a", 1, 80, 100, num_blocks=0, holds_slot=False)
     holder = request("b", 0, 48, 48)

@@ -15,8 +15,8 @@ class LiveRequest:
     """One unfinished request, as policy and planner see it: plain numbers, as of the step that is being planned.
 
     Times are seconds of one clock. ``num_target`` is how many tokens may have KV by now: for a partial request all but the last
-    (so that it cannot sample), for a complete one all. ``num_computed`` have KV when it runs: those that come back from host
-    memory on its admission, too, for which it has no blocks yet. ``num_blocks`` are those in its block table, shared or not.
+    (so that it cannot sample), for a complete one all. ``num_computed`` have KV when it runs: ``num_loaded`` of them come back
+    from host memory on its admission, and have no blocks yet. ``num_blocks`` are those in its block table, whoever shares them.
     ``may_evict`` says whether others may lose KV for it; one that may not sorts behind all that may, and takes what is free.
     ``num_remaining`` is how many more pieces the retriever expects, where it said so: a hint. A plain request is complete from
     its arrival on, which then is its last chunk too.
@@ -33,6 +33,7 @@ class LiveRequest:
     evictable: bool = True
     may_evict: bool = True
     num_remaining: int | None = None
+    num_loaded: int = 0
 
     @property
     def num_pending(self) -> int:

@@ -75,18 +75,20 @@ class Planning(Losses):
         return stream.live
 
     def _look_at(self, request: Request, stream: Stream | None) -> LiveRequest:
+        num_ready = self._num_ready(request)
         return LiveRequest(
             request_id=request.request_id,
             arrived_at=request.arrival_time,
             last_chunk_at=stream.last_chunk_at if stream is not None else request.arrival_time,
             partial=stream is not None and stream.partial,
-            num_computed=self._num_ready(request),
+            num_computed=num_ready,
             num_target=request.num_computed_tokens + self._num_pending(request),
             num_blocks=self._num_blocks(request),
             holds_slot=request.status == RequestStatus.RUNNING or self._holds_kv_blocks(request),
             evictable=self._request_blocks_can_be_freed(request),
             may_evict=self._weighs or not self._has_lapsed(request),
             num_remaining=stream.num_remaining if stream is not None else None,
+            num_loaded=num_ready - request.num_computed_tokens,
         )
 
     def _block_table(self, request_id: str) -> BlockTable:

@@ -59,7 +59,7 @@ class Steps(Planning):
 
     def _note_room(self, made: Plan) -> None:
         """Remember the room that was left, if nothing but room was short for all lapsed streams that were left out."""
-        has_tokens_left = sum(made.grants.values()) < self.max_num_scheduled_tokens
+        has_tokens_left = sum(made.grants.values()) < self.max_num_scheduled_tokens and not made.defers_loads
         knew_them = not any(victim.request_id in self._lapsed for victim in made.victims)
         if has_tokens_left and knew_them and not any(map(self._is_held_back, self._lapsed.values())):
             self._refused_room = made.num_free_blocks, made.num_free_slots
