@@ -1,27 +1,19 @@
-"""What it costs to compute a victim's KV again, and to copy it out and back in: which of the two to do. Pure.
+"""Whether a victim's KV is computed again or copied out and back in. Pure.
 
-A step in which each request computes ``n`` tokens behind ``k`` others takes::
-
-    step_s + sum(token_s * n  +  attention_s * n * (k + n / 2)  +  kv_read_s * k)
-
-Computing ``n`` lost tokens again adds its part of the sum to the steps that run anyway, and ``step_s`` only for each step that
-would not run without it. A copy takes ``operation_s`` for each operation and ``block_s`` for each block in it, each direction with
-its own coefficients. All are fitted to measurements (:mod:`calibrate`), and follow what steps and copies really take.
+Computing ``n`` lost tokens again behind ``k`` others adds their part to the steps that run anyway (:mod:`costs`), and the base
+of a step only for each that would not run without them. Copies have coefficients of their own for either direction. All of
+these are fitted to measurements (:mod:`calibrate`), and follow what steps and copies really take.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass
 from enum import StrEnum
-from typing import Any, Self, TypeAlias
 
+from stream2llm_rag.engine.costs import CopyCost, Costs, StepCost, StepItems, step_features
 from stream2llm_rag.engine.least_squares import RecursiveLeastSquares
 from stream2llm_rag.errors import InvalidInputError
-
-StepItems: TypeAlias = Iterable[tuple[int, int]]
-"""What a step computes: of each request its new tokens, and the tokens before them that have KV."""
 
 DEFAULT_MARGIN = 1.25
 
@@ -47,67 +39,6 @@ class Direction(StrEnum):
 
     OUT = "out"
     IN = "in"
-
-
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """Seconds of a step by what is in it. Raises :class:`InvalidInputError` for coefficients that are negative or not finite."""
-
-    step_s: float
-    token_s: float
-    attention_s: float = 0.0
-    kv_read_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_coefficients(self)
-
-    def __call__(self, items: StepItems) -> float:
-        """Seconds of a step that computes ``items``."""
-        return _product(self, step_features(items))
-
-
-@dataclass(frozen=True, slots=True)
-class CopyCost:
-    """Seconds of a copy in one direction. Raises as :class:`StepCost`."""
-
-    operation_s: float
-    block_s: float
-
-    def __post_init__(self) -> None:
-        _check_coefficients(self)
-
-    def __call__(self, num_blocks: int, num_operations: int = 1) -> float:
-        """Seconds to copy ``num_blocks`` in ``num_operations``; none for no block."""
-        return _product(self, (num_operations, num_blocks)) if num_blocks > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """The coefficients of one model on one machine."""
-
-    step: StepCost
-    swap_out: CopyCost
-    swap_in: CopyCost
-
-    def to_dict(self) -> dict[str, dict[str, float]]:
-        """What :meth:`from_dict` reads, as values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """Raises :class:`InvalidInputError` for anything but what :meth:`to_dict` gives."""
-        kinds = {"step": StepCost, "swap_out": CopyCost, "swap_in": CopyCost}
-        parts = _exactly(stored, list(kinds))
-        return cls(**{name: kind(**_exactly(parts[name], [f.name for f in fields(kind)])) for name, kind in kinds.items()})
-
-
-def guess(block_bytes: int) -> Costs:
-    """What to begin with where nothing was measured: copies at 8 GB/s, and tokens cheaper than any real model's.
-
-    So nothing is copied out before steps have shown what a token really takes; a few of them do.
-    """
-    copy = CopyCost(operation_s=1e-4, block_s=block_bytes / 8e9)
-    return Costs(StepCost(step_s=1e-3, token_s=1e-6, attention_s=1e-12, kv_read_s=1e-10), copy, copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +73,9 @@ class CostModel:
         self.mode = mode
         self._block_size = block_size
         self._margin = margin
-        self._step = RecursiveLeastSquares(_coefficients(costs.step), _STEP_HALF_LIFE)
+        self._step = RecursiveLeastSquares(astuple(costs.step), _STEP_HALF_LIFE)
         self._copy = {
-            direction: RecursiveLeastSquares(_coefficients(cost), _COPY_HALF_LIFE)
+            direction: RecursiveLeastSquares(astuple(cost), _COPY_HALF_LIFE)
             for direction, cost in ((Direction.OUT, costs.swap_out), (Direction.IN, costs.swap_in))
         }
         self._survival = Survival()
@@ -236,38 +167,3 @@ class Survival:
     def share(self) -> float:
         """Between 0 and 0.95."""
         return min(_MAX_SURVIVING, self._num_hit / self._num_given_up)
-
-
-def step_features(items: StepItems) -> tuple[float, float, float, float]:
-    """What the coefficients of a :class:`StepCost` are multiplied by.
-
-    These are 1, new tokens, pairs of a new token and one that it looks at, and tokens whose KV is read.
-    """
-    num_tokens, num_pairs, num_read = 0, 0.0, 0
-    for num_new, context in items:
-        num_tokens += num_new
-        num_pairs += num_new * (context + num_new / 2)
-        num_read += context
-    return 1.0, num_tokens, num_pairs, num_read
-
-
-def _coefficients(cost: StepCost | CopyCost) -> list[float]:
-    return [getattr(cost, field.name) for field in fields(cost)]
-
-
-def _product(cost: StepCost | CopyCost, features: Iterable[float]) -> float:
-    return sum(coefficient * feature for coefficient, feature in zip(_coefficients(cost), features, strict=True))
-
-
-def _check_coefficients(cost: StepCost | CopyCost) -> None:
-    for field in fields(cost):
-        value = getattr(cost, field.name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise InvalidInputError(f"{field.name} is {value!r}. Write seconds, 0 or more.")
-
-
-def _exactly(stored: object, names: list[str]) -> Mapping[str, Any]:
-    if not isinstance(stored, Mapping) or stored.keys() != set(names):
-        found = ", ".join(map(str, stored)) if isinstance(stored, Mapping) else repr(stored)
-        raise InvalidInputError(f"costs have {found}. Write an object with {', '.join(names)}.")
-    return stored

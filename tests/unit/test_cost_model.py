@@ -4,15 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stream2llm_rag.engine.cost_model import (
-    CopyCost,
-    CostModel,
-    Costs,
-    Direction,
-    Preemption,
-    StepCost,
-    guess,
-)
+from stream2llm_rag.engine.cost_model import CostModel, Direction, Preemption
+from stream2llm_rag.engine.costs import CopyCost, Costs, StepCost, guess
 from stream2llm_rag.errors import InvalidInputError
 
 H200 = StepCost(step_s=4e-3, token_s=13.8e-6, attention_s=4.8e-10, kv_read_s=1.95e-8)

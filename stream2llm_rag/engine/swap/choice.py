@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from stream2llm_rag.engine.cost_model import CostModel, Decision, Preemption, guess
+from stream2llm_rag.engine.cost_model import CostModel, Decision, Preemption
+from stream2llm_rag.engine.costs import Costs, guess
 from stream2llm_rag.errors import InvalidInputError
 
 RANDOM = "random"
@@ -35,8 +36,12 @@ def check_mode(mode: str) -> None:
         raise InvalidInputError(f"there is no way to preempt called {mode!r}. Write one of {', '.join(Preemption)}.")
 
 
-def make_cost(mode: str, block_size: int, block_bytes: int) -> CostModel:
-    """The model that decides by ``mode``: it starts from a guess, and learns. ``block_size`` is in tokens."""
+def make_cost(mode: str, block_size: int, block_bytes: int, stored: Costs | None = None) -> CostModel:
+    """The model that decides by ``mode``: it starts from what is stored, or else from a guess, and learns.
+
+    ``block_size`` is in tokens.
+    """
+    costs, is_guess = stored or guess(block_bytes), stored is None
     if mode == RANDOM:
-        return CoinToss(guess(block_bytes), block_size, is_guess=True)
-    return CostModel(guess(block_bytes), block_size, mode=Preemption(mode), is_guess=True)
+        return CoinToss(costs, block_size, is_guess=is_guess)
+    return CostModel(costs, block_size, mode=Preemption(mode), is_guess=is_guess)
