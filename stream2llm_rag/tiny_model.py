@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import pathlib
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from stream2llm_rag.cache_dir import default_cache_dir
 
 # Llama-3's chat format: its special tokens are what a hostile document would try to smuggle in.
 _SPECIAL_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
@@ -46,14 +47,6 @@ _CONFIG: dict[str, Any] = {
 _INITIALIZER_RANGE = 0.12
 _ATTENTION_GAIN = 4.0
 _SEED = 20260421
-
-
-def default_cache_dir() -> Path:
-    """Where the demo keeps what it builds: ``$STREAM2LLM_CACHE``, else ``stream2llm`` in the user's cache directory."""
-    chosen = os.environ.get("STREAM2LLM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream2llm"
 
 
 def build_tiny_model(directory: Path | None = None) -> Path:

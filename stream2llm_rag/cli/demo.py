@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from stream2llm_rag.cache_dir import default_cache_dir
 from stream2llm_rag.cli.options import EngineArgs, JsonFile, parse_engine_args, write, write_json
 from stream2llm_rag.cli.quiet import quiet_terminal
 from stream2llm_rag.cli.terminal import Pages, Terminal, running, spinner
@@ -37,7 +38,6 @@ from stream2llm_rag.result import RAGResult
 from stream2llm_rag.retrievers.base import require_question
 from stream2llm_rag.timeline import render_html
 from stream2llm_rag.timeline.text import clean
-from stream2llm_rag.tiny_model import default_cache_dir
 
 if TYPE_CHECKING:
     from rich.console import Console

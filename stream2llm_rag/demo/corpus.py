@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stream2llm_rag.cache_dir import default_cache_dir
 from stream2llm_rag.demo.searching import COMPLEXITY
 from stream2llm_rag.demo.settings import Settings
 from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import RetrievalError
-from stream2llm_rag.tiny_model import default_cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable

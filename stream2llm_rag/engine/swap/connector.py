@@ -13,6 +13,7 @@ from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
 from stream2llm_rag.engine.cost_model import CostModel
+from stream2llm_rag.engine.fits import load_costs
 from stream2llm_rag.engine.settings import CoreSettings
 from stream2llm_rag.engine.swap.books import HostBooks
 from stream2llm_rag.engine.swap.choice import make_cost
@@ -56,7 +57,9 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         self._num_slots = _num_slots(vllm_config.kv_transfer_config, block_bytes * num_ranks)
         if role is KVConnectorRole.SCHEDULER:
             block_size = vllm_config.cache_config.block_size
-            self.cost: CostModel = make_cost(CoreSettings.from_environment().preempt, block_size, block_bytes)
+            size = vllm_config.kv_transfer_config.kv_connector_extra_config
+            stored = load_costs(vllm_config) if "host_kv_gib" in size else None  # blocks are counted out for other machines
+            self.cost: CostModel = make_cost(CoreSettings.from_environment().preempt, block_size, block_bytes, stored)
             # The cost model may be replaced: ask for the one that is there.
             self.books = HostBooks(self._num_slots, block_size, lambda num, context: self.cost.recompute_s(num, context))
             self._step = 0
