@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from stream2llm_rag import __version__
 from stream2llm_rag.cli.ask import ask
 from stream2llm_rag.cli.bench import bench
+from stream2llm_rag.cli.calibrate import calibrate
 from stream2llm_rag.cli.demo import demo
 from stream2llm_rag.cli.doctor import doctor
 from stream2llm_rag.cli.index import index_app
@@ -35,7 +36,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
 )
-for command in (ask, bench, demo, doctor, simulate, timeline):
+for command in (ask, bench, calibrate, demo, doctor, simulate, timeline):
     app.command()(command)
 app.add_typer(index_app, name="index")
 # vLLM's parser reads all that follows, and knows what --help there means.

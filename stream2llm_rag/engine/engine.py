@@ -179,6 +179,11 @@ class Stream2LLMEngine:
         """Tokens that prompt and answer may have together."""
         return int(self._running().model_config.max_model_len)
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return int(self._running().model_config.get_vocab_size())
+
     async def open(
         self,
         prefix: TokenIds = (),
@@ -221,6 +226,12 @@ class Stream2LLMEngine:
         llm = self._running()
         with self._lifeline.held():
             return bool(await llm.reset_prefix_cache())
+
+    async def call_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of each worker, by its name, as of vLLM's ``worker_extension_cls``. Returns what each of them did."""
+        llm = self._running()
+        with self._lifeline.held():
+            return list(await llm.collective_rpc(method, args=args))
 
     def stats(self) -> EngineStats:
         """Counters as of the last step of each engine core."""

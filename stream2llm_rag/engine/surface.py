@@ -81,6 +81,7 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
         "_add_request": "request, prompt, parent_req, index, queue",
         "_run_output_handler": "",
         "abort": "request_id, internal",
+        "collective_rpc": "method, timeout, args",
         "from_vllm_config": "vllm_config, *, stat_loggers, disable_log_stats",
         "generate": "prompt, sampling_params, request_id",
         "get_supported_tasks": "",

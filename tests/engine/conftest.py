@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from stream2llm_rag.engine.calibrate import WORKER_EXTENSION
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.engine.session import Session
 
@@ -22,7 +23,8 @@ async def reference(model_path: Path) -> AsyncIterator[Reference]:
 
 @pytest.fixture(scope="session")
 async def engine(model_path: Path) -> AsyncIterator[Stream2LLMEngine]:
-    async with Stream2LLMEngine(model_path, max_model_len=8192, max_num_batched_tokens=1024, **COMMON) as engine:
+    settings = {"max_model_len": 8192, "max_num_batched_tokens": 1024, "worker_extension_cls": WORKER_EXTENSION}
+    async with Stream2LLMEngine(model_path, **settings, **COMMON) as engine:
         yield engine
 
 
