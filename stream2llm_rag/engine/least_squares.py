@@ -7,9 +7,9 @@ below zero, as each stands for a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 Vector: TypeAlias = npt.NDArray[np.float64]
 
 _FAITH = 1e-6  # in the first coefficients, in observations: the least that keeps apart what observations do not
+_SLACK = 1e-9  # of a slope that is none, for what floating point leaves
 _LEAST = 1e-15  # seconds below this are none
 _NUM_FREE = 16  # so many observations are taken as they come
 _MAX_RATIO = 3.0  # of a later one to what was predicted: beyond it is a hiccup, or takes a few more to be believed
@@ -76,7 +77,8 @@ class RecursiveLeastSquares:
         """The coefficients least off from what is known and from ``row @ coefficients == value``."""
         known = self._information - self._forgotten / _uncertainty(self._information, row) * np.outer(row, row)
         self._information = known + np.outer(row, row)
-        self.coefficients = _non_negative(self._information, known @ self.coefficients + row * value)
+        sums = known @ self.coefficients + row * value
+        self.coefficients = _non_negative(self._information, sums, np.flatnonzero(self.coefficients).tolist())
 
 
 def _uncertainty(information: Vector, row: Vector) -> float:
@@ -87,25 +89,45 @@ def _uncertainty(information: Vector, row: Vector) -> float:
         return math.inf
     unit, scale = row[is_known] / scale[is_known], scale[is_known]
     normal = information[np.ix_(is_known, is_known)] / np.outer(scale, scale)
-    return float(unit @ np.linalg.lstsq(normal, unit, rcond=None)[0]) or math.inf
+    variance = float(unit @ _solved(normal, unit))
+    return variance if variance > 0 else math.inf
 
 
-def _non_negative(moments: Vector, sums: Vector) -> Vector:
+def _non_negative(moments: Vector, sums: Vector, support: Sequence[int] = ()) -> Vector:
     """The x >= 0 that minimises ``x @ moments @ x - 2 sums @ x``, for a positive semidefinite matrix of few rows.
 
-    Exact: the minimum is that over the coefficients which are not zero in it, and all choices of these are tried.
+    Exact: it is known by its slope (Karush, Kuhn, Tucker) once the coefficients above zero are, and all choices of these are
+    tried; ``support`` first, which as a rule is right.
     """
     diagonal = np.sqrt(np.diag(moments))
     scale = np.where(diagonal > 0, diagonal, 1.0)  # the parts of a step differ by ten powers of ten
     moments, sums = moments / np.outer(scale, scale), sums / scale
-    found, lowest = np.zeros(len(sums)), 0.0
-    for num_kept in range(len(sums), 0, -1):
-        for kept in map(list, combinations(range(len(sums)), num_kept)):
-            part = np.linalg.lstsq(moments[np.ix_(kept, kept)], sums[kept], rcond=None)[0]
-            if part.min() >= 0 and (height := -float(sums[kept] @ part)) < lowest:
-                found, lowest = np.zeros(len(sums)), height
-                found[kept] = part
-        if num_kept == len(sums) and lowest < 0:
-            break  # no constraint binds
-    solution: Vector = found / scale
+    slack = _SLACK * float(np.abs(sums).max())
+    best, lowest = np.zeros(len(sums)), 0.0
+    for kept in _supports(len(sums), support):
+        found = np.zeros(len(sums))
+        found[kept] = _solved(moments[np.ix_(kept, kept)], sums[kept])
+        if found.min() < 0:
+            continue
+        if float((moments @ found - sums).min()) >= -slack:
+            best = found
+            break
+        if (height := -float(sums @ found)) < lowest:
+            best, lowest = found, height
+    solution: Vector = best / scale
     return solution
+
+
+def _supports(num_coefficients: int, first: Sequence[int]) -> Iterator[list[int]]:
+    if len(first):
+        yield list(first)
+    for num_kept in range(num_coefficients, 0, -1):
+        yield from map(list, combinations(range(num_coefficients), num_kept))
+
+
+def _solved(moments: Vector, sums: Vector) -> npt.NDArray[Any]:
+    """The least solution where the matrix is singular."""
+    try:
+        return np.linalg.solve(moments, sums)
+    except np.linalg.LinAlgError:
+        return np.linalg.lstsq(moments, sums, rcond=None)[0]
