@@ -97,7 +97,7 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
         "abort_requests_async": "request_ids",
     },
     ("vllm.v1.engine.output_processor", "RequestOutputCollector"): {"get": "", "get_nowait": ""},
-    ("vllm.config", "ModelConfig"): {"get_total_num_hidden_layers": "", "get_vocab_size": ""},
+    ("vllm.config", "ModelConfig"): {"get_head_size": "", "get_total_num_hidden_layers": "", "get_vocab_size": ""},
     ("vllm.tool_parsers", "ToolParserManager"): {"get_tool_parser": "name"},
     ("vllm.tool_parsers", "ToolParser"): {
         "__init__": "tokenizer, tools",
@@ -126,6 +126,10 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.distributed.kv_transfer.kv_connector.v1.base", "KVConnectorRole"): "SCHEDULER",
     ("vllm.v1.kv_cache_interface", "KVCacheConfig"): "kv_cache_groups kv_cache_tensors num_blocks",
     ("vllm.v1.kv_cache_interface", "KVCacheGroupSpec"): "kv_cache_spec",
+    ("vllm.v1.worker.gpu_worker", "Worker"): "model_runner",
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner"): "kv_cache_config",
+    ("vllm.v1.worker.gpu.model_runner", "GPUModelRunner"): "kv_cache_config",
+    ("vllm.model_executor.layers.attention.attention", "Attention"): "kv_cache",
     ("vllm.v1.kv_cache_interface", "KVCacheSpec"): "page_size_bytes",
     ("vllm.v1.kv_cache_interface", "KVCacheTensor"): "block_stride layer_stride layers offset",
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager"): "block_pool coordinator watermark_blocks",
@@ -150,12 +154,13 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.v1.engine", "EngineCoreRequest"): "arrival_time external_req_id prompt_token_ids request_id sampling_params",
     ("vllm.v1.engine.async_llm", "AsyncLLM"): "engine_core errored input_processor model_config output_handler",
     ("vllm.config", "VllmConfig"): (
-        "cache_config kv_transfer_config model_config parallel_config scheduler_config speculative_config"
+        "cache_config compilation_config kv_transfer_config model_config parallel_config scheduler_config speculative_config"
     ),
-    ("vllm.config", "CacheConfig"): "block_size",
+    ("vllm.config", "CacheConfig"): "block_size cache_dtype",
+    ("vllm.config", "CompilationConfig"): "static_forward_context",
     ("vllm.config", "KVTransferConfig"): "kv_connector kv_connector_extra_config kv_connector_module_path kv_role",
     ("vllm.config", "ModelConfig"): (
-        "is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name"
+        "dtype is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name use_mla"
     ),
     ("vllm.config", "SchedulerConfig"): "async_scheduling scheduler_cls",
     ("vllm.config", "ParallelConfig"): "data_parallel_backend tensor_parallel_size",
@@ -170,6 +175,9 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
 """Attributes, properties and enumeration members by class."""
 
 NAMES: dict[str, str] = {
+    "vllm.config": "set_current_vllm_config",
+    "vllm.platforms": "current_platform",
+    "vllm.v1.attention.selector": "get_attn_backend",
     "vllm.v1.core.sched.async_scheduler": "AsyncScheduler",
     "vllm.v1.core.sched.request_queue": "create_request_queue",
     "vllm.v1.engine.exceptions": "EngineDeadError",

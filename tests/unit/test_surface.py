@@ -33,7 +33,7 @@ def units() -> dict[str, ast.Module]:
 
 
 MODULES = units()
-USERS = ("scheduler", "swap", "wire", "engine", "metrics", "support", "tools")  # who touches vLLM
+USERS = ("scheduler", "swap", "fits", "copy_timer", "wire", "engine", "metrics", "support", "tools")  # who touches vLLM
 # What an expression in those modules is, where it is vLLM's; the last name of `a.b.c` counts.
 OWNERS = {
     "request": {"Request", "EngineCoreRequest"},
@@ -56,6 +56,10 @@ OWNERS = {
     "new": {"NewRequestData"},
     "connector_output": {"KVConnectorOutput"},
     "kv_cache_config": {"KVCacheConfig"},
+    "model_runner": {"GPUModelRunner"},
+    "runner": {"GPUModelRunner"},
+    "layer": {"Attention"},
+    "compilation_config": {"CompilationConfig"},
     "placed": {"KVCacheTensor"},
     "kv_cache_spec": {"KVCacheSpec"},
     "KVConnectorRole": {"KVConnectorRole"},
