@@ -124,6 +124,23 @@ def test_a_load_is_not_begun_without_room_for_it(depth: int) -> None:
     assert counters(machine).num_grants_refused == 0
 
 
+def test_a_load_that_was_put_off_comes_with_the_next_step() -> None:
+    """Two streams of more tokens than a step may load, beside a request that decodes and leaves room for them."""
+    machine = Machine(Setup("fcfs", num_blocks=40, num_host_blocks=50, preempt=Preemption.SWAP))
+    for name, first in (("a", 0), ("b", 1)):
+        machine.open(name, prompt(30, first))
+    run(machine)
+    for name in ("a", "b"):
+        evict(machine, name)
+    machine.plain("p", prompt(5, 2), SamplingParams(max_tokens=9))
+    back = []
+    for _ in range(4):
+        machine.step()
+        back.append([name for name in ("a", "b") if machine.scheduler.requests[name].num_computed_tokens == 29])
+    assert back == [["a"], ["a", "b"], ["a", "b"], ["a", "b"]]
+    assert "p" in machine.sent
+
+
 def test_times_of_steps_and_copies_reach_the_cost_model() -> None:
     machine = Machine(Setup(num_host_blocks=5, preempt=Preemption.AUTO))
     seen: list[Any] = []
