@@ -33,7 +33,6 @@ DEFAULT_SECONDS = 30.0
 _MIN_PIECE, _MAX_PIECE = 16, 8192  # tokens
 _MAX_STREAM = 65_536
 _NUM_COPY_ROUNDS = 12
-_HOST_GIB = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +46,8 @@ class Measured:
 
 @asynccontextmanager
 async def calibrating(model: str | Path, **engine_args: Any) -> AsyncIterator[Stream2LLMEngine]:
-    """An engine that :func:`measure` can measure.
-
-    First come, first served: that policy computes a stream in full steps. It has some host memory, as the engine that will use
-    the fit: vLLM may choose the attention backend by that.
-    """
-    settings = {"policy": "fcfs", "host_kv_gib": _HOST_GIB, **engine_args, "worker_extension_cls": WORKER_EXTENSION}
-    async with Stream2LLMEngine(model, **settings) as engine:
+    """An engine that :func:`measure` can measure. First come, first served: that policy computes a stream in full steps."""
+    async with Stream2LLMEngine(model, policy="fcfs", worker_extension_cls=WORKER_EXTENSION, **engine_args) as engine:
         yield engine
 
 
