@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -16,6 +17,7 @@ from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.engine.feedback import EngineCounters
 from stream2llm_rag.engine.swap.choice import RANDOM
+from stream2llm_rag.errors import InvalidInputError
 
 from .cases import GREEDY, Reference, collect, prompt, stream, wrong_seeds
 from .conftest import computed, quiet
@@ -33,6 +35,20 @@ async def swapping(model_path: Path) -> AsyncIterator[Stream2LLMEngine]:
 async def counted(engine: Stream2LLMEngine) -> EngineCounters:
     await quiet(engine)
     return EngineCounters(**asdict(engine.stats().cores[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"host_kv_gib": -1}, "host_kv_gib must be 0 or more, got -1"),
+        ({"host_kv_gib": float("nan")}, "host_kv_gib must be 0 or more, got nan"),
+        ({"preempt": "sometimes"}, "no way to preempt called 'sometimes'"),
+        ({"host_kv_gib": 1, "kv_transfer_config": {"kv_connector": "NixlConnector"}}, "Leave out kv_transfer_config="),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInputError, match=complaint):
+        Stream2LLMEngine("model", **arguments)
 
 
 @pytest.mark.parametrize("preempt", [Preemption.SWAP, RANDOM])
