@@ -10,8 +10,6 @@ from stream2llm_rag.simulation.model import LLAMA_8B
 
 WEIGHT_BYTES = 2 * 8_030_261_248
 """Llama-3.1-8B's parameters, two bytes each."""
-KV_BYTES_PER_TOKEN = 2 * 2 * 32 * 8 * 128
-"""Keys and values, two bytes each, of 32 layers with 8 heads of 128."""
 
 SMALL: dict[str, Any] = {
     **LLAMA_8B,

@@ -17,9 +17,20 @@ from stream2llm_rag.cli.options import CsvFile, JsonFile, PictureFolder
 from stream2llm_rag.cli.quiet import quiet_terminal
 from stream2llm_rag.cli.terminal import bar
 from stream2llm_rag.cli.timeline import read_timelines
+from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.policy import DEFAULT_POLICY
 from stream2llm_rag.errors import InvalidInputError
-from stream2llm_rag.simulation.grid import FRONTENDS, TOKEN_BUDGETS, Generated, Load, Machine, Recorded, Setting, run_all
+from stream2llm_rag.simulation.grid import (
+    FRONTENDS,
+    STOCK_FRONTENDS,
+    TOKEN_BUDGETS,
+    Generated,
+    Load,
+    Machine,
+    Recorded,
+    Setting,
+    run_all,
+)
 from stream2llm_rag.simulation.importing import trace_from_timelines
 from stream2llm_rag.simulation.report import compare
 from stream2llm_rag.simulation.runs import Run
@@ -55,6 +66,11 @@ def simulate(
         list[str] | None,
         typer.Option(metavar="NAME", help=f"{', '.join(FRONTENDS)}, or a policy+hints or module:Class. [default: all these]"),
     ] = None,
+    preempt: Annotated[
+        list[Preemption] | None,
+        typer.Option(help="What becomes of victims' KV under our policies. [default: recompute, without host memory]"),
+    ] = None,
+    host_gib: Annotated[float, typer.Option(min=0, help="Host memory for KV, in GiB, where it is not recompute.")] = 256.0,
     hardware: Annotated[
         str, typer.Option(metavar="NAME|FILE", help=f"{', '.join(hardware_names())}, or a JSON file like theirs.")
     ] = "h200x2",
@@ -76,7 +92,8 @@ def simulate(
     The first table says when first tokens came after the final context (TTFT), how many times sooner than the usual way (NS),
     and in multiples of the default policy's, with 95% intervals over the seeds; a star says that these exclude 1.
     """
-    machines = _machines(hardware, pool, prefix_caching, asynchronous)
+    machines = [replace(each, host_gib=host_gib) for each in _machines(hardware, pool, prefix_caching, asynchronous)]
+    front_ends = list(_with_preemption(front_end or FRONTENDS, preempt or [Preemption.RECOMPUTE]))
     if trace:
         if workload or delay:
             raise typer.BadParameter("--trace comes without --workload and --delay: it has the times of its own.")
@@ -84,7 +101,7 @@ def simulate(
     else:
         axes = product(workload or ["crawler"], qps or [4.0], delay or [1.0])
         loads = [Generated(*axis, requests, output_tokens) for axis in axes]
-    settings = list(_settings(loads, machines, token_budget, front_end or FRONTENDS, seeds))
+    settings = list(_settings(loads, machines, token_budget, front_ends, seeds))
     with quiet_terminal() as terminal:
         runs = _run(settings, jobs, terminal.notes)
         show(terminal.out, compare(runs), DEFAULT_POLICY)
@@ -94,6 +111,15 @@ def simulate(
 def _machines(hardware: str, pools: Sequence[float] | None, prefix_caching: bool, asynchronous: bool) -> list[Machine]:
     known, depth = load_hardware(hardware), 2 if asynchronous else 1
     return [Machine(known, pool, prefix_caching=prefix_caching, depth=depth) for pool in pools or [1.0]]
+
+
+def _with_preemption(frontends: Sequence[str], ways: Sequence[Preemption]) -> Iterator[str]:
+    """Our own front ends once for each way to preempt, the others as they are."""
+    for name in frontends:
+        if name in STOCK_FRONTENDS:
+            yield name
+        else:
+            yield from (name if way is Preemption.RECOMPUTE else f"{name}+{way}" for way in ways)
 
 
 def _recorded(path: Path, rates: Sequence[float] | None) -> Iterator[Load]:

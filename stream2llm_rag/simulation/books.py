@@ -6,6 +6,8 @@ breaks the books: then :class:`ConservationError` is raised. In the end, for eac
 
     computed + cached = prompt + output - 1 + invalidated + evicted
 
+where what came back from host memory counts as cached
+
 (the last token of an answer is never computed), and all that steps computed was computed for some request.
 """
 
@@ -81,6 +83,12 @@ class RequestBook:
         self._lose(num_tokens)
         self.num_evicted += num_tokens
         self.num_evictions += 1
+
+    def returned(self, num_tokens: int) -> None:
+        """The next ``num_tokens`` have KV again, which host memory or the prefix cache had kept."""
+        self.num_kv += num_tokens
+        self.num_cached += num_tokens
+        require(self.num_kv <= self.num_known, f"{self._name} gets KV of {self.num_kv} tokens, {self.num_known} are valid")
 
     def scheduled(self, start: int, num_tokens: int, *, prefix_caching: bool, holds_back: bool) -> bool:
         """A step computes ``num_tokens`` from position ``start`` on. Returns whether it samples a token.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stream2llm_rag.engine.policy import POLICIES
 from stream2llm_rag.errors import InvalidInputError, MissingExtraError, Stream2LLMError
+from stream2llm_rag.simulation.model import KV_BYTES_PER_TOKEN
 from stream2llm_rag.simulation.records import between
 from stream2llm_rag.simulation.runs import Run
 from stream2llm_rag.simulation.step_time import Hardware, load_hardware
@@ -26,7 +27,9 @@ from stream2llm_rag.simulation.workloads import WORKLOADS
 if TYPE_CHECKING:
     from stream2llm_rag.simulation.building import CoreShape
 
-FRONTENDS = ("ns", "native", "vllm-s", *POLICIES)
+STOCK_FRONTENDS = ("ns", "native", "vllm-s")
+"""Those on stock vLLM's scheduler."""
+FRONTENDS = (*STOCK_FRONTENDS, *POLICIES)
 """All that is compared by default: the usual way, vLLM's own streaming, the paper's vLLM-S, and ours with each policy."""
 
 TOKEN_BUDGETS = {"crawler": 2048, "anns": 8192}
@@ -81,7 +84,8 @@ Load: TypeAlias = Generated | Recorded
 class Machine:
     """What the load comes to: a share ``pool`` of the KV cache that ``hardware`` has, and how its engine is set.
 
-    ``depth`` is how many steps may be in flight: 1, or 2 for asynchronous scheduling.
+    ``depth`` is how many steps may be in flight: 1, or 2 for asynchronous scheduling. ``host_gib`` GiB of host memory hold KV
+    of front ends that swap.
     """
 
     hardware: Hardware = field(default_factory=lambda: load_hardware("h200x2"))
@@ -89,8 +93,11 @@ class Machine:
     token_budget: int = 2048
     prefix_caching: bool = False
     depth: int = 1
+    host_gib: float = 256.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.host_gib < float("inf"):
+            raise InvalidInputError(f"host_gib is {self.host_gib!r}. Write GiB of host memory, 0 or more.")
         if not 0 < self.pool <= 100:
             raise InvalidInputError(
                 f"pool is {self.pool!r}. Write a share of the KV cache of {self.hardware.name}, such as 0.5."
@@ -102,12 +109,13 @@ class Machine:
         extras = [*(["prefix caching"] if self.prefix_caching else []), *(["asynchronous"] if self.depth > 1 else [])]
         return ", ".join([f"pool {self.pool:g} of {self.hardware.name}", *extras])
 
-    def shape(self) -> CoreShape:
+    def shape(self, *, swaps: bool = False) -> CoreShape:
         """The same for the simulator."""
         from stream2llm_rag.simulation.building import CoreShape
 
         return CoreShape(
             num_blocks=round(self.pool * self.hardware.num_kv_tokens / _BLOCK_SIZE),
+            num_host_blocks=int(self.host_gib * 2**30 / KV_BYTES_PER_TOKEN / _BLOCK_SIZE) if swaps else None,
             token_budget=self.token_budget,
             max_num_seqs=min(1024, self.token_budget),
             block_size=_BLOCK_SIZE,
@@ -151,7 +159,8 @@ def run(setting: Setting) -> Run:
     frontend = make_frontend(setting.frontend)
     trace = setting.load.trace(setting.seed)
     trimmed_s = trim_s(trace)
-    result = simulate(trace, frontend, setting.machine.hardware.step_time, setting.machine.shape(), trim_s=trimmed_s)
+    shape = setting.machine.shape(swaps=frontend.swaps)
+    result = simulate(trace, frontend, setting.machine.hardware.step_time, shape, trim_s=trimmed_s)
     own = (setting.series, setting.load.qps, setting.frontend, setting.seed)
     return Run.of(*own, between(result.records, trimmed_s), result.summary)
 

@@ -33,3 +33,5 @@ LLAMA_8B: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 """Llama-3.1-8B, as its ``config.json`` has it."""
+KV_BYTES_PER_TOKEN = 2 * 2 * 32 * 8 * 128
+"""Keys and values, two bytes each, of 32 layers with 8 heads of 128."""

@@ -17,9 +17,9 @@ class RequestRecord:
     """One request. Times are seconds since the trace began, infinite where it never came to that.
 
     ``num_computed`` counts every token that a step computed for it, those that were lost and computed again too.
-    ``num_overlap`` had KV when the final context came; ``num_cached`` came from the prefix cache; ``num_invalidated`` were lost
-    because the context changed; ``num_evicted`` because others needed the room, in ``num_evictions`` evictions, and had to be
-    brought back.
+    ``num_overlap`` had KV when the final context came; ``num_cached`` came from the prefix cache, or back from host memory;
+    ``num_invalidated`` were lost because the context changed; ``num_evicted`` because others needed the room, in
+    ``num_evictions`` evictions, and had to be brought back.
     ``num_discarded`` were sampled before the final context, to no use (vLLM's own streaming).
     """
 

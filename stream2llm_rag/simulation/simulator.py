@@ -3,7 +3,7 @@
 The clock model: scheduling takes no time of its own, and steps run one after another, each for as long as ``step_time`` says.
 Synchronous: a step is scheduled when the one before has ended and its output been taken. Asynchronous, at depth 2: when the one
 before begins, without its output; it runs when that one has ended. What arrives while the core waits for a step reaches the
-scheduler at the step's end.
+scheduler at the step's end. Copies to and from host memory are made before a step's forward pass, one behind the other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+from stream2llm_rag.engine.cost_model import CostModel, Direction, Preemption
+from stream2llm_rag.engine.costs import Costs
 from stream2llm_rag.engine.feedback import CoreFeedback, StepKind
+from stream2llm_rag.engine.swap.metadata import SwapTimes
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.simulation.books import RequestBook, require
 from stream2llm_rag.simulation.building import CoreShape, build_scheduler
@@ -23,11 +28,11 @@ from stream2llm_rag.simulation.frontends import Door, Frontend, Streaming
 from stream2llm_rag.simulation.frontends.base import block_hasher
 from stream2llm_rag.simulation.records import summarise
 from stream2llm_rag.simulation.result import SimulationResult, Tally, WallClock
+from stream2llm_rag.simulation.step_time import StepTime
 from stream2llm_rag.simulation.trace import Query, check_trace
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.outputs import ModelRunnerOutput
 
 StepTimeModel: TypeAlias = Callable[[Sequence[tuple[int, int]]], float]
 """How many seconds a step takes that computes, for each of its requests, (new tokens, tokens of context before them)."""
@@ -80,13 +85,16 @@ class _Feedback(CoreFeedback):
     """Enters what the scheduler reports of streams into their books, as it reports it."""
 
     books: dict[str, RequestBook] = field(default_factory=dict)
+    swaps: bool = False
 
     def record(self, request_id: str, kind: StepKind, num_tokens: int, started_s: float, ended_s: float | None = None) -> None:
-        """Enter lost KV; the books know the rest themselves."""
+        """Enter KV that is lost, or back from host memory; the books know the rest themselves."""
         if kind is StepKind.EVICTED:
             self.books[request_id].evicted(num_tokens)
         elif kind is StepKind.INVALIDATED:
             self.books[request_id].invalidated(num_tokens)
+        elif kind is StepKind.RESUMED and self.swaps:
+            self.books[request_id].returned(num_tokens)
 
 
 class _Simulation(CoreLoop[_Step]):
@@ -113,7 +121,11 @@ class _Simulation(CoreLoop[_Step]):
         self._reports = isinstance(frontend, Streaming)
         if self._reports:
             scheduler._clock = scheduler._wall = lambda: self._now_s
-            scheduler._feedback = _Feedback(books=self._door.books)
+            scheduler._feedback = _Feedback(books=self._door.books, swaps=shape.num_host_blocks is not None)
+        if shape.num_host_blocks is not None:
+            self._costs = _costs(frontend, step_time, shape)
+            preempt = Preemption(frontend.settings.preempt)
+            scheduler.connector.cost = CostModel(self._costs, shape.block_size, mode=preempt)  # which goes on learning
 
     def run(self, trim_s: float) -> SimulationResult:
         started = time.perf_counter()
@@ -156,17 +168,19 @@ class _Simulation(CoreLoop[_Step]):
         if not self._reports:
             self._note_preemptions(output)
         sampled, items = self._enter(output)
+        result = runner_output(output, sampled)
         self._check_pool()
-        if items:
+        copying_s = self._copying_s(output, items, result)
+        if items or copying_s:
             self._retry_s = 0.0
             starts_s = max(self._now_s, self._free_from_s)
-            duration_s = self._duration_s(items)
+            duration_s = copying_s + (self._duration_s(items) if items else 0.0)
             self._free_from_s = starts_s + duration_s
             use = 1.0 - self._pool.get_num_free_blocks() / (self._pool.num_gpu_blocks - 1)
             self._tally.add(output.total_num_scheduled_tokens, duration_s, use, len(self.scheduler.requests))
         elif not any(step.output.total_num_scheduled_tokens for step in self.in_flight):
             self._stall()
-        self.in_flight.append(_Step(output, runner_output(output, sampled), max(self._now_s, self._free_from_s)))
+        self.in_flight.append(_Step(output, result, max(self._now_s, self._free_from_s)))
 
     def take_output(self, step: _Step) -> None:
         """Let time pass up to the step's end, and deliver what it sampled."""
@@ -199,6 +213,19 @@ class _Simulation(CoreLoop[_Step]):
             require(end <= num_slots, f"request {request_id} computes position {end - 1} beyond its {num_slots} slots")
             items.append((num_tokens, start))
         return sampled, items
+
+    def _copying_s(self, output: SchedulerOutput, items: list[tuple[int, int]], result: ModelRunnerOutput) -> float:
+        """Seconds of the step's copies, which are told with the step's own as a worker tells them; 0 without host memory."""
+        if output.kv_connector_metadata is None:
+            return 0.0
+        metadata, costs = output.kv_connector_metadata, self._costs
+        copies = metadata.copies
+        counts = {Direction.OUT: len(copies.early_outs) + len(copies.outs), Direction.IN: len(copies.ins)}
+        seconds = {Direction.OUT: costs.swap_out(counts[Direction.OUT]), Direction.IN: costs.swap_in(counts[Direction.IN])}
+        times = SwapTimes({metadata.step: self._duration_s(items)} if items else {})
+        times.copies.update({(metadata.step, way): (count, seconds[way]) for way, count in counts.items() if count})
+        result.kv_connector_output = KVConnectorOutput(kv_connector_worker_meta=times)
+        return sum(seconds.values())
 
     def _duration_s(self, items: list[tuple[int, int]]) -> float:
         duration_s = self._step_time(items)
@@ -252,6 +279,13 @@ class _Simulation(CoreLoop[_Step]):
         engine = self._tally.figures(self._deadlocked_at_s, counters)
         wall = WallClock(total_s, self._turns_s - self._update_s, self._update_s, counters.planning_s if counters else 0.0)
         return SimulationResult(records, summary, engine, wall)
+
+
+def _costs(frontend: Frontend, step_time: StepTimeModel, shape: CoreShape) -> Costs:
+    """What calibration finds on this machine."""
+    if not isinstance(step_time, StepTime):
+        raise InvalidInputError(f"{frontend.name} copies KV, and step_time does not say how long that takes. Write a StepTime.")
+    return step_time.costs(shape.block_size)
 
 
 def _sends(frontend: Frontend, books: Sequence[RequestBook]) -> list[tuple[float, int, int]]:

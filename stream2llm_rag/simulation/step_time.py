@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from stream2llm_rag.engine.costs import CopyCost, Costs, StepCost
 from stream2llm_rag.errors import InvalidInputError, MissingExtraError
 
 StepItems: TypeAlias = Iterable[tuple[int, int]]
@@ -60,6 +61,12 @@ class StepTime:
             + self.swap_out_token_s * num_swapped_out
             + self.swap_in_token_s * num_swapped_in
         )
+
+    def costs(self, block_size: int) -> Costs:
+        """The same for a cost model, which would have measured it on this machine; ``block_size`` in tokens."""
+        step = StepCost(self.base_s, self.token_s, self.attention_s, self.kv_read_s)
+        out, back = (CopyCost(0.0, block_size * seconds) for seconds in (self.swap_out_token_s, self.swap_in_token_s))
+        return Costs(step, out, back)
 
 
 @dataclass(frozen=True, slots=True)

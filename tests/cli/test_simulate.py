@@ -42,6 +42,14 @@ def test_options_given_several_times_make_a_grid() -> None:
     ]
 
 
+def test_ways_to_preempt_are_for_policies_alone() -> None:
+    done = run("simulate", "--pool", "0.1", "--preempt", "recompute", "--preempt", "auto", *FAST[:-2])
+    assert done.exit_code == 0, done.output
+    [header] = [line for line in done.output.splitlines() if "times sooner" in line]
+    shown = done.output.split(header)[1].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in shown if line.strip()] == ["ns", "fcfs", "fcfs+auto"]
+
+
 def test_it_replays_a_trace(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     write_trace(file, anns(12, qps=1.0))

@@ -62,6 +62,11 @@ class Frontend(ABC):
     """Whether a request samples nothing before its final context."""
 
     @property
+    def swaps(self) -> bool:
+        """Whether its engine core has host memory for KV."""
+        return False
+
+    @property
     @abstractmethod
     def name(self) -> str:
         """What tables call it."""

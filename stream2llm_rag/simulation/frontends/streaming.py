@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stream2llm_rag.engine import protocol
+from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.policy import DEFAULT_POLICY
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.engine.scheduler import AsyncStreamingScheduler, StreamingScheduler
@@ -17,28 +18,34 @@ from stream2llm_rag.simulation.trace import Query
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
 
-HINTS = "+hints"
+HINTS = "hints"
 
 
 @dataclass(frozen=True, slots=True)
 class Streaming(Frontend):
     """Ours, with the scheduling policy called ``policy``.
 
-    With ``hints`` each chunk says how many are still to come, as a retriever may.
+    With ``hints`` each chunk says how many are still to come, as a retriever may. ``preempt`` says what becomes of victims' KV.
     """
 
     policy: str = DEFAULT_POLICY
     hints: bool = False
+    preempt: Preemption = Preemption.RECOMPUTE
 
     @property
     def name(self) -> str:
-        """The policy's, and whether it has hints."""
-        return f"{self.policy}{HINTS}" if self.hints else self.policy
+        """The policy's, and how it differs from the plain one, such as ``density+hints+auto``."""
+        return "+".join([self.policy, *([HINTS] if self.hints else []), *([self.preempt] if self.swaps else [])])
+
+    @property
+    def swaps(self) -> bool:
+        """Whether victims' KV may be copied to host memory."""
+        return self.preempt is not Preemption.RECOMPUTE
 
     @property
     def settings(self) -> CoreSettings:
-        """The policy."""
-        return CoreSettings(SECRET, self.policy)
+        """The policy, and what becomes of victims' KV."""
+        return CoreSettings(SECRET, self.policy, preempt=str(self.preempt))
 
     def scheduler_class(self, asynchronous: bool) -> type[Scheduler]:
         """Ours."""
