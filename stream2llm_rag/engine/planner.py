@@ -280,7 +280,7 @@ class _Walk:
 
     def _worth(self, victim: LiveRequest) -> float:
         num_tokens = self._ledger.num_kept(victim) * self._resources.block_size
-        return self._policy.worth(victim, min(num_tokens, victim.num_computed), self._now)
+        return victim.loss_share * self._policy.worth(victim, min(num_tokens, victim.num_computed), self._now)
 
     def _spare(self, kept_before: dict[str, int], need: _Need) -> None:
         """Give back what was taken in vain, since others share it or a later victim had enough; to the first in order first."""

@@ -10,7 +10,8 @@ import pytest
 from vllm import SamplingParams
 from vllm.v1.outputs import KVConnectorOutput
 
-from stream2llm_rag.engine.cost_model import Direction, Preemption
+from stream2llm_rag.engine.cost_model import CostModel, Direction, Preemption
+from stream2llm_rag.engine.costs import CopyCost, Costs, StepCost
 from stream2llm_rag.engine.swap.metadata import SwapTimes
 
 from .building import Setup
@@ -139,6 +140,28 @@ def test_a_load_that_was_put_off_comes_with_the_next_step() -> None:
         back.append([name for name in ("a", "b") if machine.scheduler.requests[name].num_computed_tokens == 29])
     assert back == [["a"], ["a", "b"], ["a", "b"], ["a", "b"]]
     assert "p" in machine.sent
+
+
+@pytest.mark.parametrize("num_host_blocks", [None, 50])
+def test_nobody_is_displaced_for_a_stream_that_lapsed_into_host_memory(num_host_blocks: int | None) -> None:
+    """It is copied back where there is room, or when it has something to compute. To be computed again it may claim a place."""
+    machine = Machine(Setup("density", num_blocks=11, num_host_blocks=num_host_blocks, preempt=Preemption.SWAP))
+    machine.open("s", prompt(24))
+    run(machine)
+    evict(machine, "s")
+    [lapsed] = machine.scheduler._lapsed.values()
+    assert machine.scheduler._live(lapsed).may_evict == (num_host_blocks is None)
+
+
+def test_losing_what_is_copied_costs_a_share_of_computing_it_again() -> None:
+    machine = Machine(Setup(num_host_blocks=50, preempt=Preemption.AUTO))
+    swap = machine.scheduler._swap
+    quick, slow = CopyCost(0.0, 1e-4), CopyCost(0.0, 1.0)
+    swap.cost = CostModel(Costs(StepCost(1e-3, 1e-3), quick, quick), machine.setup.block_size)
+    assert machine.scheduler._loss_share(40) == pytest.approx(10 * 2e-4 / 40e-3)
+    swap.cost = CostModel(Costs(StepCost(1e-3, 1e-3), slow, slow), machine.setup.block_size)
+    assert machine.scheduler._loss_share(40) == 1.0
+    assert machine.scheduler._loss_share(0) == 1.0
 
 
 def test_times_of_steps_and_copies_reach_the_cost_model() -> None:

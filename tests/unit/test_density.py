@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -111,6 +112,14 @@ class TestPartialRequests:
         plan_ = made(policy, partial("holder", 320, 320), partial("comer", 0, 320), blocks=0)
         assert not plan_.victims
         assert plan_.refused == ["comer"]
+
+    def test_a_holder_whose_kv_is_copied_out_makes_room_for_one_of_like_worth(self) -> None:
+        policy = taught(0.0, 5.0, final=6.0)
+        for name in ("holder", "comer"):
+            policy.saw_chunk(name, 9.9, 100, None)
+        holder, comer = partial("holder", 320, 320), partial("comer", 0, 64)
+        assert made(policy, replace(holder, loss_share=0.85), comer, blocks=1).victims == []
+        assert made(policy, replace(holder, loss_share=0.2), comer, blocks=1).victims == [Victim("holder", 17)]
 
     def test_one_worth_more_displaces_a_holder_worth_less_and_just_what_it_needs(self) -> None:
         policy = taught(0.0, 5.0, final=6.0)

@@ -17,6 +17,7 @@ class LiveRequest:
     Times are seconds of one clock. ``num_target`` is how many tokens may have KV by now: for a partial request all but the last
     (so that it cannot sample), for a complete one all. ``num_computed`` have KV when it runs: ``num_loaded`` of them come back
     from host memory on its admission, and have no blocks yet. ``num_blocks`` are those in its block table, whoever shares them.
+    ``loss_share`` is what losing them costs, as a share of what computing them again does: less than 1 where they are swapped.
     ``may_evict`` says whether others may lose KV for it; one that may not sorts behind all that may, and takes what is free.
     ``num_remaining`` is how many more pieces the retriever expects, where it said so: a hint. A plain request is complete from
     its arrival on, which then is its last chunk too.
@@ -34,6 +35,7 @@ class LiveRequest:
     may_evict: bool = True
     num_remaining: int | None = None
     num_loaded: int = 0
+    loss_share: float = 1.0
 
     @property
     def num_pending(self) -> int:

@@ -86,9 +86,10 @@ class Planning(Losses):
             num_blocks=self._num_blocks(request),
             holds_slot=request.status == RequestStatus.RUNNING or self._holds_kv_blocks(request),
             evictable=self._request_blocks_can_be_freed(request),
-            may_evict=self._weighs or not self._has_lapsed(request),
+            may_evict=not self._has_lapsed(request) or (self._weighs and self._record_of(request) is None),
             num_remaining=stream.num_remaining if stream is not None else None,
             num_loaded=num_ready - request.num_computed_tokens,
+            loss_share=self._loss_share(num_ready),
         )
 
     def _block_table(self, request_id: str) -> BlockTable:

@@ -43,6 +43,13 @@ class Swapping(Queues):
             return num_computed
         return max(num_computed, min(record.end, num_computed + self._num_pending(request) - 1))
 
+    def _loss_share(self, num_tokens: int) -> float:
+        """What losing the KV of a prompt of so many tokens costs, as a share of what it costs to compute it again."""
+        if self._swap is None or num_tokens <= 0:
+            return 1.0
+        decision = self._swap.cost.for_victim(num_tokens)
+        return min(1.0, decision.swap_s / decision.recompute_s) if decision.swap and decision.recompute_s > 0 else 1.0
+
     # ------------------------------------------------------------------ out
 
     def _blocks_of(self, request: Request) -> list[int]:
