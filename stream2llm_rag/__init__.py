@@ -5,6 +5,7 @@ __version__ = "0.1.0.dev0"
 from typing import TYPE_CHECKING
 
 from stream2llm_rag.documents import Append, ContextDelta, Document, Replace
+from stream2llm_rag.engine.disaggregated import DisaggregatedEngine
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, RetrievalError, Stream2LLMError
 from stream2llm_rag.pipeline import AnswerStream, StreamingRAG
@@ -16,6 +17,7 @@ __all__ = [
     "AnswerStream",
     "Append",
     "ContextDelta",
+    "DisaggregatedEngine",
     "Document",
     "InvalidInputError",
     "RAGResult",

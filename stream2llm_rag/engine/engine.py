@@ -9,8 +9,8 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub, StepRecord
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.policy import DEFAULT_POLICY, make_policy
+from stream2llm_rag.engine.roles import Role, connector_fields, side_by_side, side_channel
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.engine.settings import CoreSettings
 from stream2llm_rag.engine.swap.choice import check_mode
@@ -37,7 +38,7 @@ from stream2llm_rag.main_guard import refuse_unguarded_start
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.config import VllmConfig
+    from vllm.config import KVTransferConfig, VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -73,7 +74,9 @@ class Stream2LLMEngine:
     ``max_model_len``, ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open
     at once. ``host_kv_gib`` GiB of host memory (for each engine core) hold KV that others took the place of, until its request
     runs again. ``preempt`` says when: ``"auto"`` where that is cheaper than to compute it again, ``"swap"`` always,
-    ``"recompute"`` never.
+    ``"recompute"`` never. ``role``,
+    ``"prefill"`` or ``"decode"``, makes it one half of a :class:`DisaggregatedEngine`, with vLLM's ``kv_transfer_config`` where
+    that is not to be NIXL's.
 
     Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the
     event loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
@@ -89,9 +92,13 @@ class Stream2LLMEngine:
         max_sessions: int = 1024,
         host_kv_gib: float = 0.0,
         preempt: str = Preemption.AUTO,
+        role: str | None = None,
         **engine_args: Any,
     ) -> None:
         make_policy(policy)
+        self.role = None if role is None else Role.named(role)
+        if self.role is not None:
+            engine_args["kv_transfer_config"] = connector_fields(self.role, engine_args.get("kv_transfer_config"))
         check_mode(preempt)
         if not 0 <= host_kv_gib < math.inf:
             raise InvalidInputError(
@@ -102,7 +109,7 @@ class Stream2LLMEngine:
         for taken in ("scheduler_cls", "speculative_config", "runner"):
             if engine_args.get(taken) is not None:
                 raise InvalidInputError(f"{taken}={engine_args[taken]!r} cannot be combined with streaming. Leave it out.")
-        if host_kv_gib and engine_args.get("kv_transfer_config") is not None:
+        if host_kv_gib and self.role is None and engine_args.get("kv_transfer_config") is not None:
             raise InvalidInputError("host_kv_gib= brings a KV connector of its own. Leave out kv_transfer_config=.")
         self._model = str(model)
         self._engine_args = engine_args
@@ -170,6 +177,13 @@ class Stream2LLMEngine:
         return self._running()
 
     @property
+    def wire(self) -> VllmWire:
+        """The way of sessions to the engine core."""
+        self._running()
+        assert self._wire is not None
+        return self._wire
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, as vLLM loaded it."""
         return self._running().get_tokenizer()
@@ -209,8 +223,12 @@ class Stream2LLMEngine:
             self._wire, on_close=self._sessions.discard, on_record=on_record, cache_salt=cache_salt, lora_request=lora_request
         )
         self._sessions.add(session)
-        self._hub.listen(session.request_id, session.take_record)
+        self.listen(session)
         return await session.start(prefix)
+
+    def listen(self, session: Session) -> None:
+        """Hand the session what the engine core does for it, until it is dropped."""
+        self._hub.listen(session.request_id, session.take_record)
 
     async def generate(
         self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams | None = None
@@ -263,11 +281,11 @@ class Stream2LLMEngine:
 
         check_surface()
         args = AsyncEngineArgs(model=self._model, **{**_DEFAULT_ENGINE_ARGS, **self._engine_args})
-        if self._host_kv_gib:
-            args.kv_transfer_config = self._swap_config()
-        with self._settings.in_environment():
+        if self.role is not None or self._host_kv_gib:
+            args.kv_transfer_config = self._connector()
+        with self._settings.in_environment(), self._side_channel(args):
             config = self._configure(args)
-            check_supported(config, has_own_connector=bool(self._host_kv_gib))
+            check_supported(config, has_known_connector=self.role is not None or bool(self._host_kv_gib))
             config.scheduler_config.scheduler_cls = _SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
             self._llm = AsyncLLM.from_vllm_config(
                 config,
@@ -280,10 +298,21 @@ class Stream2LLMEngine:
     def _configure(self, args: AsyncEngineArgs) -> VllmConfig:
         return args.create_engine_config()
 
-    def _swap_config(self) -> Any:
+    def _connector(self) -> KVTransferConfig:
+        """What carries KV away: to the other engine, to host memory, or to both."""
+        from vllm.config import KVTransferConfig
+
         from stream2llm_rag.engine.swap.connector import swap_config
 
-        return swap_config(host_kv_gib=self._host_kv_gib)
+        if self.role is None:
+            return swap_config(host_kv_gib=self._host_kv_gib)
+        fields = self._engine_args["kv_transfer_config"]
+        if self._host_kv_gib:
+            fields = side_by_side(fields, asdict(swap_config(host_kv_gib=self._host_kv_gib)))
+        return KVTransferConfig(**fields)
+
+    def _side_channel(self, args: AsyncEngineArgs) -> AbstractContextManager[None]:
+        return nullcontext() if self.role is None else side_channel(args.data_parallel_size)
 
     async def _stop(self) -> None:
         self._exports.close()

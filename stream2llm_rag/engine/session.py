@@ -26,12 +26,17 @@ TokenIds = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class OutputDelta:
-    """Tokens that came together. ``finish_reason`` is set in the last one: ``stop``, ``length`` or ``abort``."""
+    """Tokens that came together. ``finish_reason`` is set in the last one: ``stop``, ``length`` or ``abort``.
+
+    ``kv_transfer_params``, in the last one too, is what vLLM's KV connector says of the request's KV, if there is a connector
+    and the request's ``extra_args`` asked for it.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
     logprobs: Any = None
+    kv_transfer_params: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -42,6 +47,10 @@ class SessionStats:
     still held then; prefix-cache hits do not count. ``computed_tokens`` counts every token computed, those lost and computed
     again too. Others took KV in ``num_evictions``, of which ``num_swaps`` left it in host memory. ``waiting_s``: it had work,
     but no step took it; ``idle_s``: all that had come was computed.
+
+    Where one engine prefills and another decodes: ``received_tokens`` of the final prompt came from the first to the second,
+    which had cached or computed the others; ``handover_error`` says why none came, else it is None. The other figures are those
+    of the prefill engine, and of a decode engine that was offered nothing.
     """
 
     computed_tokens: int = 0
@@ -52,6 +61,8 @@ class SessionStats:
     evicted_tokens: int = 0
     waiting_s: float = 0.0
     idle_s: float = 0.0
+    received_tokens: int = 0
+    handover_error: str | None = None
     _steps: list[StepRecord] = field(default_factory=list)
     _final: StepRecord | None = None
 
@@ -82,6 +93,10 @@ class SessionStats:
                 self.waiting_s += record.ended_s - record.started_s
             case StepKind.IDLE:
                 self.idle_s += record.ended_s - record.started_s
+            case StepKind.RECEIVED:
+                self.received_tokens = record.num_tokens
+                if not record.num_tokens:
+                    self.handover_error = "the decode engine could not load the KV"
             case StepKind.FINAL:
                 self.overlap_tokens = record.num_tokens
                 self._final = record

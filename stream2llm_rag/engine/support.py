@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def check_supported(config: VllmConfig, *, has_own_connector: bool = False) -> None:
+def check_supported(config: VllmConfig, *, has_known_connector: bool = False) -> None:
     """Raise :class:`UnsupportedError` for a configuration under which a growing prompt cannot be computed piece by piece.
 
-    ``has_own_connector``: its KV connector is the engine's, not the user's.
+    ``has_known_connector``: its KV connector is the engine's own, or belongs to the engine's role.
     """
     reason = _reason_against(config)
-    if reason is None and config.kv_transfer_config is not None and not has_own_connector:
-        reason = "KV connectors are not supported. Leave out kv_transfer_config=."
+    if reason is None and config.kv_transfer_config is not None and not has_known_connector:
+        reason = (
+            "a KV connector needs to know its engine's part. Pass role='prefill' or role='decode', or no kv_transfer_config=."
+        )
     if reason is not None:
         raise UnsupportedError(f"{config.model_config.model!r} cannot stream: {reason}")
 

@@ -35,6 +35,7 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
         "_request_blocks_can_be_freed": "request",
         "_holds_kv_blocks": "request",
         "_is_blocked_waiting_status": "status",
+        "_update_waiting_for_remote_kv": "request",
     },
     ("vllm.v1.core.sched.request_queue", "RequestQueue"): {
         "add_request": "request",
@@ -110,8 +111,8 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
 
 ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.v1.core.sched.scheduler", "Scheduler"): (
-        "_inflight_prefills _pause_state block_size connector defer_block_free deferred_waiting finished_req_ids "
-        "kv_cache_manager kv_holding_waiting max_model_len max_num_active_reqs max_num_scheduled_tokens "
+        "_inflight_prefills _pause_state block_size connector defer_block_free deferred_waiting failed_recving_kv_req_ids "
+        "finished_req_ids kv_cache_manager kv_holding_waiting max_model_len max_num_active_reqs max_num_scheduled_tokens "
         "num_lookahead_tokens policy prev_step_scheduled_req_ids requests reset_preempted_req_ids running "
         "scheduler_reserve_full_isl waiting"
     ),
@@ -150,6 +151,9 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
         "vllm.v1.request",
         "RequestStatus",
     ): "PREEMPTED RUNNING WAITING WAITING_FOR_REMOTE_KVS WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",
+    ("vllm.distributed.kv_transfer.kv_connector.v1.multi_connector", "MultiConnector"): "sub_connectors",
+    ("vllm.distributed.kv_transfer.kv_connector.v1.multi_connector", "MultiKVConnectorMetadata"): "metadata",
+    ("vllm.v1.metrics.stats", "PrefillStats"): "num_external_cached_tokens num_local_cached_tokens",
     ("vllm.v1.metrics.stats", "SchedulerStats"): "kv_connector_stats",
     ("vllm.v1.engine", "EngineCoreRequest"): "arrival_time external_req_id prompt_token_ids request_id sampling_params",
     ("vllm.v1.engine.async_llm", "AsyncLLM"): "engine_core errored input_processor model_config output_handler",
@@ -186,6 +190,7 @@ NAMES: dict[str, str] = {
     "vllm.distributed.kv_transfer.kv_connector.v1.base": "KVConnectorMetadata",
     "vllm.exceptions": "VLLMValidationError",
     "vllm.inputs.engine": "tokens_input",
+    "vllm.config": "KVTransferConfig",
     "vllm.outputs": "CompletionOutput RequestOutput",
     "vllm.engine.arg_utils": "AsyncEngineArgs",
     "vllm.sampling_params": "RequestOutputKind StructuredOutputsParams",

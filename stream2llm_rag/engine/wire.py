@@ -67,13 +67,21 @@ class VllmWire:
         opens: bool,
         arrival_time: float,
     ) -> AsyncIterator[OutputDelta]:
-        """Send the finish, and register for its outputs."""
+        """Send the finish, and register for its outputs.
+
+        A prompt whose KV comes from another engine is an ordinary request: there is nothing to plan for it.
+        """
         request = await self._request(session, token_ids, sampling_params(sampling), arrival_time)
-        request.sampling_params = self._sign(request.sampling_params, Op(OpKind.FINISH, opens=opens))
+        if not (opens and _comes_from_elsewhere(request.sampling_params)):
+            request.sampling_params = self._sign(request.sampling_params, Op(OpKind.FINISH, opens=opens))
         collector = RequestOutputCollector(RequestOutputKind.DELTA, request.request_id)
         with self._alive():
             await self._llm._add_request(request, None, None, 0, collector)
         return self._outputs(collector)
+
+    async def check(self, session: Session, token_ids: list[int], sampling: Mapping[str, Any] | SamplingParams) -> None:
+        """Raise what :meth:`submit` would raise for these arguments, and send nothing."""
+        await self._request(session, token_ids, sampling_params(sampling), 0.0)
 
     async def drop(self, session: Session, submitted: bool) -> None:
         """Abort: in the core, and once it may have been submitted in the output processor too."""
@@ -96,7 +104,7 @@ class VllmWire:
             async with aclosing(self._llm.generate(inputs, params, f"plain-{uuid4().hex}")) as outputs:
                 while (output := await self._next(outputs)) is not None:
                     for completion in output.outputs:
-                        yield _delta(completion)
+                        yield _delta(completion, output.kv_transfer_params)
         except _REFUSALS as error:
             raise InvalidInputError(f"vLLM refused the request: {error}") from error
 
@@ -123,7 +131,7 @@ class VllmWire:
                 raise UnsupportedError(f"expected generated text, got {type(output).__name__}: is this a generative model?")
             finished = output.finished
             for completion in output.outputs:
-                yield _delta(completion)
+                yield _delta(completion, output.kv_transfer_params)
 
     async def _request(
         self, session: Session, token_ids: list[int], params: SamplingParams, arrival_time: float
@@ -182,5 +190,12 @@ def _with_structured_outputs(sampling: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**sampling, "structured_outputs": StructuredOutputsParams(**constraint)}
 
 
-def _delta(completion: CompletionOutput) -> OutputDelta:
-    return OutputDelta(completion.text, tuple(completion.token_ids), completion.finish_reason, completion.logprobs)
+def _comes_from_elsewhere(params: SamplingParams) -> bool:
+    transfer = (params.extra_args or {}).get("kv_transfer_params")
+    return isinstance(transfer, Mapping) and bool(transfer.get("do_remote_prefill"))
+
+
+def _delta(completion: CompletionOutput, kv_transfer_params: Mapping[str, Any] | None) -> OutputDelta:
+    return OutputDelta(
+        completion.text, tuple(completion.token_ids), completion.finish_reason, completion.logprobs, kv_transfer_params
+    )

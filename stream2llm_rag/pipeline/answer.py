@@ -260,6 +260,8 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
             },
             retrieval_error=retrieval.error,
             deadline_reached=retrieval.was_cut_short,
+            received_tokens=session.stats.received_tokens,
+            handover_error=session.stats.handover_error,
             **measures,  # type: ignore[arg-type]
         )
 

@@ -39,6 +39,17 @@ class Reports(Losses):
             stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), STATS_KEY: self._feedback.drain()}
         return stats
 
+    def _update_waiting_for_remote_kv(self, request: Request) -> None:
+        """Note how much of the prompt has come from another engine."""
+        has_failed = request.request_id in self.failed_recving_kv_req_ids
+        super()._update_waiting_for_remote_kv(request)
+        stats = request.prefill_stats
+        if stats is not None:
+            num_tokens = stats.num_external_cached_tokens
+            if has_failed:
+                num_tokens = max(0, request.num_computed_tokens - stats.num_local_cached_tokens)
+            self._feedback.record(request.request_id, StepKind.RECEIVED, num_tokens, self._clock())
+
     def _refresh_levels(self) -> None:
         counters = self._feedback.counters
         counters.num_partial = self._num_partial

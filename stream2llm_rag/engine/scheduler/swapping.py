@@ -16,7 +16,7 @@ from vllm.v1.request import Request, RequestStatus
 from stream2llm_rag.engine.feedback import StepKind
 from stream2llm_rag.engine.scheduler.queues import Queues
 from stream2llm_rag.engine.swap.books import HostBooks, HostRecord
-from stream2llm_rag.engine.swap.connector import SwapConnector
+from stream2llm_rag.engine.swap.connector import SwapConnector, swap_connector_in, swap_metadata_in
 
 
 class Swapping(Queues):
@@ -26,8 +26,9 @@ class Swapping(Queues):
         super().__init__(*args, **kwargs)
         self._swap: SwapConnector | None = None
         managers = self.kv_cache_manager.coordinator.single_type_managers
-        if isinstance(self.connector, SwapConnector) and [type(manager) for manager in managers] == [FullAttentionManager]:
-            self._swap = self.connector
+        connector = swap_connector_in(self.connector)
+        if connector is not None and [type(manager) for manager in managers] == [FullAttentionManager]:
+            self._swap = connector
             pool = self.kv_cache_manager.block_pool
             pool.get_new_blocks = _telling(self._swap.books, pool.get_new_blocks)
 
@@ -142,7 +143,7 @@ class Swapping(Queues):
     def _note_copies(self, scheduler_output: Any) -> None:
         """Count what the step copies."""
         if self._swap is not None:
-            copies = scheduler_output.kv_connector_metadata.copies
+            copies = swap_metadata_in(scheduler_output.kv_connector_metadata).copies
             self._feedback.counters.num_blocks_out += len(copies.early_outs) + len(copies.outs)
             self._feedback.counters.num_blocks_in += len(copies.ins)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector, MultiKVConnectorMetadata
 
 from stream2llm_rag.engine.cost_model import CostModel
 from stream2llm_rag.engine.fits import load_costs
@@ -141,6 +142,18 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing to save: only what a request gives up is."""
+
+
+def swap_connector_in(connector: Any) -> SwapConnector | None:
+    """Ours, alone or beside another one."""
+    parts = connector.sub_connectors if isinstance(connector, MultiConnector) else [connector]
+    return next((part for part in parts if isinstance(part, SwapConnector)), None)
+
+
+def swap_metadata_in(metadata: Any) -> SwapMetadata:
+    """That of our connector, alone or beside another one."""
+    parts = metadata.metadata if isinstance(metadata, MultiKVConnectorMetadata) else [metadata]
+    return next(part for part in parts if isinstance(part, SwapMetadata))
 
 
 def _block_bytes(config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:

@@ -1,0 +1,200 @@
+"""A prefill and a decode engine on one machine. Run as a command: ``python -m tests.engine.disaggregated --cases 100``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+
+from stream2llm_rag.engine.disaggregated import DisaggregatedEngine
+from stream2llm_rag.engine.engine import Stream2LLMEngine
+from stream2llm_rag.engine.handover import HandoverWire
+from stream2llm_rag.engine.session import Session
+from stream2llm_rag.errors import EngineDied
+
+from .cases import CASES_AT_ONCE, COMMON, GREEDY, Reference, case, collect, prompt, stock_reference, wrong_seeds
+from .conftest import computed
+
+# vLLM binds each engine's threads to cores of its own; two engines on two cores would then wait for each other.
+ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1"}
+
+
+@contextmanager
+def shared_cores() -> Iterator[None]:
+    """Engines started inside share the machine's cores."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@asynccontextmanager
+async def pair(model: Path, *, chaos: float = 0.0, **engine_args: Any) -> AsyncIterator[DisaggregatedEngine]:
+    """Two engines; ``chaos`` is the prefill engine's. The other has no prefix cache: all its KV is received or computed."""
+    args = {"max_model_len": 4096, "max_num_batched_tokens": 512, **COMMON, **engine_args}
+    prefill = Stream2LLMEngine(model, role="prefill", **args)
+    prefill._settings = replace(prefill._settings, chaos=chaos)
+    decode = Stream2LLMEngine(model, role="decode", enable_prefix_caching=False, **args)
+    with shared_cores():
+        async with DisaggregatedEngine(prefill, decode) as engine:
+            yield engine
+
+
+class Watched:
+    """An engine that remembers its sessions, and tells when some of them have been opened."""
+
+    def __init__(self, engine: DisaggregatedEngine, *, wait_for: int = 0) -> None:
+        self._engine = engine
+        self._wait_for = wait_for
+        self.generate = engine.generate
+        self.sessions: list[Session] = []
+        self.are_open = anyio.Event()
+
+    async def open(self, *args: Any, **kwargs: Any) -> Session:
+        session = await self._engine.open(*args, **kwargs)
+        self.sessions.append(session)
+        if len(self.sessions) >= self._wait_for:
+            self.are_open.set()
+        return session
+
+    def not_handed_over(self) -> list[str]:
+        """Of each session whose prompt did not come whole from the prefill engine: why, and how much came."""
+        return [
+            f"{session.stats.received_tokens} of {session.num_tokens}: {session.stats.handover_error}"
+            for session in self.sessions
+            if session.stats.handover_error is not None or session.stats.received_tokens != session.num_tokens
+        ]
+
+
+class TimedWire(HandoverWire):
+    """Notes when the decode engine's turn came."""
+
+    prefilled_at: float
+
+    async def _offer(self, *args: Any) -> Mapping[str, Any] | None:
+        offer = await super()._offer(*args)
+        self.prefilled_at = time.monotonic()
+        return offer
+
+
+class WithholdingWire(TimedWire):
+    """Never tells the decode engine where the KV lies."""
+
+    async def _offer(self, session: Session, *args: Any) -> None:
+        await super()._offer(session, *args)
+        session.stats.handover_error = "withheld"
+
+
+def processes_of(engine: Stream2LLMEngine) -> list[psutil.Process]:
+    """Its core and its worker."""
+    assert engine._llm is not None
+    cores = [psutil.Process(core.pid) for core in engine._llm.engine_core.resources.engine_manager.processes]
+    return [*cores, *(worker for core in cores for worker in core.children(recursive=True))]
+
+
+def kill(engine: Stream2LLMEngine) -> None:
+    """End its processes in the middle of whatever they do."""
+    for process in processes_of(engine):
+        process.kill()
+
+
+async def wrong_with_a_loss(
+    engine: DisaggregatedEngine, lost: Stream2LLMEngine, reference: Reference, seeds: Sequence[int]
+) -> tuple[list[int], list[str], int]:
+    """Kill the engine ``lost`` while the cases of ``seeds`` run.
+
+    Returns those whose answer is wrong, those that ended with another error than :class:`EngineDied`, and how many did with it.
+    """
+    watched = Watched(engine, wait_for=len(seeds) // 2)
+    cases = [case(watched, seed) for seed in seeds]  # type: ignore[arg-type]  # has what a case needs of an engine
+
+    async def end_engine() -> None:
+        await watched.are_open.wait()
+        kill(lost)
+
+    async with anyio.create_task_group() as killing:
+        killing.start_soon(end_engine)
+        answers = await asyncio.gather(*(answer for _, answer in cases), return_exceptions=True)
+    wrong, errors, num_died = [], [], 0
+    for seed, (final, _), answer in zip(seeds, cases, answers, strict=True):
+        if isinstance(answer, EngineDied):
+            num_died += 1
+        elif isinstance(answer, BaseException):
+            errors.append(f"{seed}: {answer!r}")
+        elif answer != await reference.answer(final):
+            wrong.append(seed)
+    return wrong, errors, num_died
+
+
+async def ttfts(engine: DisaggregatedEngine, wire: type[TimedWire], num_tokens: int, num_runs: int) -> tuple[float, float]:
+    """Median seconds to the first token of streamed prompts: from the finish, and from when the decode engine was told."""
+    engine._wire = timed = wire(engine.prefill.wire, engine.decode.wire)
+    totals, decoding = [], []
+    for seed in range(num_runs + 1):  # the first one shakes hands
+        tokens = prompt(num_tokens, seed)
+        async with await engine.open(tokens[: num_tokens // 2]) as session:
+            await session.append(tokens[num_tokens // 2 : -32])
+            await computed(session, num_tokens - 33)
+            finished_at = time.monotonic()
+            outputs = await session.finish(tokens[-32:], GREEDY)
+            await anext(outputs)
+            totals.append(time.monotonic() - finished_at)
+            decoding.append(time.monotonic() - timed.prefilled_at)
+            await collect(outputs)
+    return statistics.median(totals[1:]), statistics.median(decoding[1:])
+
+
+async def _main(num_cases: int, first: int) -> bool:
+    from stream2llm_rag.tiny_model import build_tiny_model
+
+    model, wrong, apart = build_tiny_model(), [], []
+    async with stock_reference(model) as reference, pair(model, chaos=0.25) as engine:
+        for start in range(first, first + num_cases, CASES_AT_ONCE):
+            watched = Watched(engine)
+            seeds = range(start, min(start + CASES_AT_ONCE, first + num_cases))
+            wrong += await wrong_seeds(watched, reference, seeds)  # type: ignore[arg-type]
+            apart += watched.not_handed_over()
+            print(f"{seeds.stop - first} of {num_cases} cases: wrong {wrong}, not handed over {apart}", flush=True)
+        seeds = range(first + num_cases, first + num_cases + CASES_AT_ONCE)
+        after_prefill = await wrong_with_a_loss(engine, engine.prefill, reference, seeds)
+        print(
+            f"prefill engine killed midway, of {len(seeds)}: wrong %s, other errors %s, EngineDied %s" % after_prefill,
+            flush=True,
+        )
+    async with pair(model) as engine, stock_reference(model) as reference:
+        for num_tokens in (500, 1000, 2000, 4000):
+            for name, wire in (("with hand-over", TimedWire), ("without", WithholdingWire)):
+                total, decoding = await ttfts(engine, wire, num_tokens, 5)
+                print(f"{num_tokens} tokens, {name}: TTFT {total:.3f} s, of which decode engine {decoding:.3f} s", flush=True)
+        after_decode = await wrong_with_a_loss(engine, engine.decode, reference, seeds)
+        print(
+            f"decode engine killed midway, of {len(seeds)}: wrong %s, other errors %s, EngineDied %s" % after_decode, flush=True
+        )
+    return not (wrong or apart or any(after_prefill) or any(after_decode[:2]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=random.randrange(10**6))
+    arguments = parser.parse_args()
+    print(f"from seed {arguments.first_seed}")
+    if not asyncio.run(_main(arguments.cases, arguments.first_seed)):
+        raise SystemExit("something above is not as it should be")
