@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import random
 import statistics
@@ -26,6 +27,7 @@ from stream2llm_rag.errors import EngineDied
 from .cases import CASES_AT_ONCE, COMMON, GREEDY, Reference, case, collect, prompt, stock_reference, wrong_seeds
 from .conftest import computed
 
+SEEDS = itertools.count(10**6)  # no prompt twice: the prefill engine would find it in its prefix cache
 # vLLM binds each engine's threads to cores of its own; two engines on two cores would then wait for each other.
 ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1"}
 
@@ -48,7 +50,7 @@ def shared_cores() -> Iterator[None]:
 @asynccontextmanager
 async def pair(model: Path, *, chaos: float = 0.0, **engine_args: Any) -> AsyncIterator[DisaggregatedEngine]:
     """Two engines; ``chaos`` is the prefill engine's. The other has no prefix cache: all its KV is received or computed."""
-    args = {"max_model_len": 4096, "max_num_batched_tokens": 512, **COMMON, **engine_args}
+    args = {"max_model_len": 4096, "max_num_batched_tokens": 512, "num_gpu_blocks_override": 1500, **COMMON, **engine_args}
     prefill = Stream2LLMEngine(model, role="prefill", **args)
     prefill._settings = replace(prefill._settings, chaos=chaos)
     decode = Stream2LLMEngine(model, role="decode", enable_prefix_caching=False, **args)
@@ -147,8 +149,8 @@ async def ttfts(engine: DisaggregatedEngine, wire: type[TimedWire], num_tokens: 
     """Median seconds to the first token of streamed prompts: from the finish, and from when the decode engine was told."""
     engine._wire = timed = wire(engine.prefill.wire, engine.decode.wire)
     totals, decoding = [], []
-    for seed in range(num_runs + 1):  # the first one shakes hands
-        tokens = prompt(num_tokens, seed)
+    for _ in range(num_runs + 1):  # the first one shakes hands
+        tokens = prompt(num_tokens, seed=next(SEEDS))
         async with await engine.open(tokens[: num_tokens // 2]) as session:
             await session.append(tokens[num_tokens // 2 : -32])
             await computed(session, num_tokens - 33)

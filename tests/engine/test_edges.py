@@ -228,8 +228,9 @@ MAMBA = SMALL | {"model_type": "mamba", "architectures": ["MambaForCausalLM"], "
         (T5, {}, "Pass a decoder-only model"),
         (MAMBA, {}, "Pass a model whose layers all use attention"),
         ({}, {"spec_method": "ngram", "spec_tokens": 2}, "Leave out speculative_config"),
+        ({}, {"kv_transfer_config": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}}, "Pass role='prefill'"),
     ],
-    ids=["pooling", "encoder-decoder", "state-space", "speculative"],
+    ids=["pooling", "encoder-decoder", "state-space", "speculative", "connector"],
 )
 async def test_a_model_that_cannot_stream_is_refused_before_a_process_starts(
     model_path: Path, tmp_path: Path, changes: dict[str, Any], engine_args: dict[str, Any], advice: str
