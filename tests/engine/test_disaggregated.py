@@ -9,7 +9,7 @@ import anyio
 import psutil
 import pytest
 
-from stream2llm_rag import Append, DisaggregatedEngine, Document, StreamingRAG
+from stream2llm_rag import DisaggregatedEngine, Document, StreamingRAG
 from stream2llm_rag.errors import EngineDied, InvalidInputError
 from stream2llm_rag.retrievers.base import InMemoryRetriever
 
@@ -18,12 +18,13 @@ from .conftest import computed
 from .disaggregated import Watched, WithholdingWire, kill, pair, processes_of, wrong_with_a_loss
 
 SEEDS = range(500, 512)
+pytestmark = pytest.mark.timeout(600)  # two engines start, one after the other
 
 
 @pytest.fixture(scope="module")
 async def engine(model_path: Path) -> AsyncIterator[DisaggregatedEngine]:
-    """Every fourth step of the prefill engine evicts somebody at random first."""
-    async with pair(model_path, chaos=0.25) as engine:
+    """Every other step of the prefill engine evicts somebody at random first."""
+    async with pair(model_path, chaos=0.5) as engine:
         processes = processes_of(engine.prefill) + processes_of(engine.decode)
         yield engine
     _, alive = psutil.wait_procs(processes, timeout=30)
@@ -56,7 +57,7 @@ async def test_without_the_offer_the_decode_engine_computes_the_prompt(
 
 
 async def test_the_pipeline_runs_on_it_and_its_result_tells_of_the_hand_over(engine: DisaggregatedEngine) -> None:
-    retriever = InMemoryRetriever([Append((Document("Cancel it by calling cancel().", "https://docs.example/1"),))])
+    retriever = InMemoryRetriever.from_documents([Document("Cancel it by calling cancel().", "https://docs.example/1")])
     result = await StreamingRAG(engine, retriever, sampling=GREEDY).answer("How?")
     assert len(result.token_ids) == GREEDY["max_tokens"]
     assert (result.received_tokens, result.handover_error) == (result.prompt_tokens, None)
