@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import anyio.to_thread
 
+from stream2llm_rag.engine.disaggregated import DisaggregatedEngine
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, UnsupportedError
 from stream2llm_rag.integrations.crossing import Producer, Transfer
@@ -151,7 +152,7 @@ class BackgroundEngine:
 
     def _begin(self) -> None:
         """Start the loop. Here, in the caller's thread, it shows whether the main script is guarded."""
-        if isinstance(self._engine, Stream2LLMEngine):
+        if isinstance(self._engine, Stream2LLMEngine | DisaggregatedEngine):
             refuse_unguarded_start()
         with self._lock:
             if self._state != "not opened yet":
