@@ -163,38 +163,49 @@ async def ttfts(engine: DisaggregatedEngine, wire: type[TimedWire], num_tokens: 
     return statistics.median(totals[1:]), statistics.median(decoding[1:])
 
 
-async def _main(num_cases: int, first: int) -> bool:
-    from stream2llm_rag.tiny_model import build_tiny_model
+async def run_cases(model: Path, num_cases: int, first: int) -> bool:
+    """Random cases, and the death of either engine in the middle of some more. Returns whether all was as it should be."""
+    wrong: list[int] = []
+    apart: list[str] = []
+    async with stock_reference(model) as reference:
+        async with pair(model, chaos=0.25) as engine:
+            for start in range(first, first + num_cases, CASES_AT_ONCE):
+                watched = Watched(engine)
+                seeds = range(start, min(start + CASES_AT_ONCE, first + num_cases))
+                wrong += await wrong_seeds(watched, reference, seeds)  # type: ignore[arg-type]
+                apart += watched.not_handed_over()
+                print(f"{seeds.stop - first} of {num_cases} cases: wrong {wrong}, not handed over {apart}", flush=True)
+            seeds = range(first + num_cases, first + num_cases + CASES_AT_ONCE)
+            ends = await wrong_with_a_loss(engine, engine.prefill, reference, seeds)
+            print(f"prefill engine killed midway, of {len(seeds)}: wrong %s, other errors %s, EngineDied %s" % ends, flush=True)
+            is_well = not (wrong or apart or any(ends))
+        async with pair(model) as engine:
+            ends = await wrong_with_a_loss(engine, engine.decode, reference, seeds)
+            print(f"decode engine killed midway, of {len(seeds)}: wrong %s, other errors %s, EngineDied %s" % ends, flush=True)
+    return is_well and not any(ends[:2])
 
-    model, wrong, apart = build_tiny_model(), [], []
-    async with stock_reference(model) as reference, pair(model, chaos=0.25) as engine:
-        for start in range(first, first + num_cases, CASES_AT_ONCE):
-            watched = Watched(engine)
-            seeds = range(start, min(start + CASES_AT_ONCE, first + num_cases))
-            wrong += await wrong_seeds(watched, reference, seeds)  # type: ignore[arg-type]
-            apart += watched.not_handed_over()
-            print(f"{seeds.stop - first} of {num_cases} cases: wrong {wrong}, not handed over {apart}", flush=True)
-        seeds = range(first + num_cases, first + num_cases + CASES_AT_ONCE)
-        after_prefill = await wrong_with_a_loss(engine, engine.prefill, reference, seeds)
-        print(
-            f"prefill engine killed midway, of {len(seeds)}: wrong %s, other errors %s, EngineDied %s" % after_prefill,
-            flush=True,
-        )
-    async with pair(model) as engine, stock_reference(model) as reference:
+
+async def print_ttfts(model: Path) -> None:
+    """What the hand-over is worth."""
+    async with pair(model) as engine:
         for num_tokens in (500, 1000, 2000, 4000):
             for name, wire in (("with hand-over", TimedWire), ("without", WithholdingWire)):
                 total, decoding = await ttfts(engine, wire, num_tokens, 5)
                 print(f"{num_tokens} tokens, {name}: TTFT {total:.3f} s, of which decode engine {decoding:.3f} s", flush=True)
-        after_decode = await wrong_with_a_loss(engine, engine.decode, reference, seeds)
-        print(
-            f"decode engine killed midway, of {len(seeds)}: wrong %s, other errors %s, EngineDied %s" % after_decode, flush=True
-        )
-    return not (wrong or apart or any(after_prefill) or any(after_decode[:2]))
+
+
+async def _main(num_cases: int, first: int) -> bool:
+    from stream2llm_rag.tiny_model import build_tiny_model
+
+    model = build_tiny_model()
+    is_well = not num_cases or await run_cases(model, num_cases, first)
+    await print_ttfts(model)
+    return is_well
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--cases", type=int, default=100, help="0: just the times")
     parser.add_argument("--first-seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
     print(f"from seed {arguments.first_seed}")
