@@ -78,14 +78,14 @@ async def test_what_is_refused_or_left_early_leaves_nothing_behind(engine: Disag
 async def test_when_the_prefill_engine_is_killed_every_stream_is_answered(
     engine: DisaggregatedEngine, reference: Reference
 ) -> None:
-    final = prompt(400, 3)
-    async with await engine.open(final[:300]) as partial, await engine.open(final[:300]) as offered:
-        outputs = await offered.finish(final[300:], GREEDY)  # nobody has fetched its KV when the engine dies
+    final, other = prompt(400, 3), prompt(400, 6)
+    async with await engine.open(final[:300]) as partial, await engine.open(other[:300]) as offered:
+        outputs = await offered.finish(other[300:], GREEDY)  # nobody has fetched its KV when the engine dies
         await computed(offered, 400)
         seeds = range(600, 608)
         assert await wrong_with_a_loss(engine, engine.prefill, reference, seeds) == ([], [], 0)
         answer = await reference.answer(final)
-        assert await collect(outputs) == answer
+        assert await collect(outputs) == await reference.answer(other)
         assert offered.stats.handover_error is not None
         assert await collect(await partial.finish(final[300:], GREEDY)) == answer
         assert "the prefill engine does not serve" in str(partial.stats.handover_error)
