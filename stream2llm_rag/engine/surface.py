@@ -190,7 +190,6 @@ NAMES: dict[str, str] = {
     "vllm.distributed.kv_transfer.kv_connector.v1.base": "KVConnectorMetadata",
     "vllm.exceptions": "VLLMValidationError",
     "vllm.inputs.engine": "tokens_input",
-    "vllm.config": "KVTransferConfig",
     "vllm.outputs": "CompletionOutput RequestOutput",
     "vllm.engine.arg_utils": "AsyncEngineArgs",
     "vllm.sampling_params": "RequestOutputKind StructuredOutputsParams",
