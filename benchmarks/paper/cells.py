@@ -13,7 +13,10 @@ SEEDS = range(5)
 POOLS = (1.0, 0.5, 0.35, 0.15)
 """Shares of the KV cache of two H200; all of them only under memory pressure."""
 ALL_FRONTENDS = (*FRONTENDS, "density+hints")
+SWAPPING = (*(f"{policy}+{way}" for policy in ("fcfs", "lcas", "density") for way in ("auto", "swap")), "density+hints+auto")
+"""With host memory, at the loads of the paper's ablation."""
 
+ABLATED: tuple[Load, ...] = (("crawler", 4, 10), ("anns", 2, 30))
 PRESSED: tuple[Load, ...] = (("crawler", 4, 10), ("anns", 2, 30), ("anns", 2, 1))
 """Where memory is short, or becomes so in a smaller pool."""
 OTHERS: tuple[Load, ...] = (
@@ -40,14 +43,19 @@ class Cell:
         workload, qps, delay = self.load
         return f"{workload}-{qps:g}qps-x{delay:g}-pool{self.pool:g}"
 
+    @property
+    def frontends(self) -> Sequence[str]:
+        """Those that are compared."""
+        return (*ALL_FRONTENDS, *SWAPPING) if self.load in ABLATED else ALL_FRONTENDS
+
     def settings(
-        self, frontends: Sequence[str] = ALL_FRONTENDS, seeds: Sequence[int] = SEEDS, num_requests: int = NUM_REQUESTS
+        self, frontends: Sequence[str] = (), seeds: Sequence[int] = SEEDS, num_requests: int = NUM_REQUESTS
     ) -> list[Setting]:
         """Its runs, seed by seed."""
         workload, qps, delay = self.load
         load = Generated(workload, qps, delay, num_requests)
         machine = Machine(pool=self.pool, token_budget=TOKEN_BUDGETS[workload])
-        return [Setting(load, machine, frontend, seed) for seed in seeds for frontend in frontends]
+        return [Setting(load, machine, frontend, seed) for seed in seeds for frontend in frontends or self.frontends]
 
 
 CELLS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.kept.store import Store
 from benchmarks.paper import tables
-from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, NUM_REQUESTS, POOLS, SEEDS, Cell
+from benchmarks.paper.cells import CELLS, NUM_REQUESTS, POOLS, SEEDS, Cell
 from benchmarks.paper.published import TTFT_S
 from benchmarks.paper.words import BESIDE, DIFFERENCES, FIT, GPU, INTRODUCTION, MECHANISM, PRESSURE, THROUGHPUT
 from stream2llm_rag.engine.policy import DEFAULT_POLICY, POLICIES
@@ -37,7 +37,7 @@ def render(store: Store, gpu_results: Path, pictures: list[str]) -> str:
     by_load = {cell.load: rows for cell, rows in cells.items() if cell.pool == 1}
     in_order = {load: by_load[load] for load in TTFT_S}
     num_there = sum(len(store.runs(cell)) for cell in CELLS)
-    num_all = len(CELLS) * len(ALL_FRONTENDS) * len(SEEDS)
+    num_all = sum(len(cell.settings()) for cell in CELLS)
     sections = [
         INTRODUCTION.format(num_there=num_there, num_all=num_all, num_requests=NUM_REQUESTS, num_seeds=len(SEEDS)),
         FIT.format(table=tables.fit_table(in_order)),

@@ -73,8 +73,9 @@ Seconds from the first arrival until all was answered. The aim: within 1% of NS.
 MECHANISM = """\
 ## Preemption by recompute and by swap
 
-Speed-up of TTFT over NS at P50/P95/P99. This library recomputes what it evicts; swap is to come.
-All at the whole pool of two H200.
+Speed-up of TTFT over NS at P50/P95/P99, at the whole pool of two H200. With host memory (256 GiB; each GPU copies 50 GB/s each
+way) this library's cost model decides for each victim (`+auto`), or all are copied (`+swap`). At smaller pools the tables
+above have the same.
 
 {table}"""
 

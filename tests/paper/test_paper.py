@@ -12,10 +12,11 @@ from benchmarks.kept import pending as command
 from benchmarks.kept.pending import adopt, pending, run_pending
 from benchmarks.kept.store import Store
 from benchmarks.paper import page
-from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, OTHERS, PRESSED, SEEDS, Cell
-from benchmarks.paper.published import FRONTENDS, TTFT_S
+from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, OTHERS, PRESSED, SEEDS, SWAPPING, Cell
+from benchmarks.paper.published import FRONTENDS, SPEEDUP_BY_MECHANISM, TTFT_S
 from benchmarks.paper.tables import cell_table, fit_table, sooner_than_default
 from stream2llm_rag.engine.policy import POLICIES
+from stream2llm_rag.simulation.frontends import make_frontend
 from stream2llm_rag.simulation.report import compare
 from tests.simulation.samples import sample_run
 
@@ -38,9 +39,15 @@ def test_every_load_of_the_paper_and_every_policy_is_simulated():
     assert len(CELLS) == len({cell.name for cell in CELLS}) == 19
 
 
+def test_host_memory_is_simulated_where_the_paper_ablates_it():
+    swapping = {cell.load for cell in CELLS if set(SWAPPING) <= {setting.frontend for setting in cell.settings()}}
+    assert swapping == {load for load, _ in SPEEDUP_BY_MECHANISM}
+    assert all(make_frontend(name).swaps for name in SWAPPING)
+
+
 def test_pressure_comes_first_with_all_seeds():
     assert [cell.load for cell in CELLS[:4]] == [("crawler", 4, 10)] * 4
-    assert [setting.seed for setting in CELLS[0].settings()[:: len(ALL_FRONTENDS)]] == list(SEEDS)
+    assert [setting.seed for setting in CELLS[0].settings()[:: len(CELLS[0].frontends)]] == list(SEEDS)
 
 
 def test_what_was_kept_is_read_again(store, tmp_path):
@@ -111,7 +118,7 @@ def test_a_deadlock_stands_in_the_table(store):
 
 def test_the_page_says_what_has_not_been_run(store, tmp_path):
     text = page.render(store, tmp_path / "none.json", [])
-    assert "0 of 1,045 runs are there" in " ".join(text.split())
+    assert "0 of 1,325 runs are there" in " ".join(text.split())
     assert "**Not run yet.** Nothing on this page" in text
     kept(store, "ns", [0.7, 5.0])
     assert "| crawler 4 QPS, delay x10 | 0.7/5/5 |" in page.render(store, tmp_path / "none.json", [])

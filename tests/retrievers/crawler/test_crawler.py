@@ -10,7 +10,7 @@ from aiohttp import web
 
 from stream2llm_rag.errors import CrawlError, InvalidInputError
 from stream2llm_rag.retrievers import StreamingRetriever
-from stream2llm_rag.retrievers.crawler import WebCrawler, fetch
+from stream2llm_rag.retrievers.crawler import WebCrawler, fetch, politeness
 from stream2llm_rag.retrievers.crawler.robots import rules_from_answer
 
 from .conftest import crawl, read
@@ -178,7 +178,8 @@ async def test_further_pages_start_as_soon_as_robots_txt_is_known(site, crawler_
         await stream.aclose()
 
 
-async def test_streams_share_a_busy_host_fairly(site, crawler_on):
+async def test_streams_share_a_busy_host_fairly(site, crawler_on, monkeypatch):
+    monkeypatch.setattr(politeness, "_QUICK_S", 60.0)  # to a host that is slow all keep a distance
     site.page("/", *(f"p{i}" for i in range(11)))
     for i in range(11):
         site.page(f"/p{i}")
