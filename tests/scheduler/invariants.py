@@ -73,6 +73,7 @@ def check_rest(scheduler: Any) -> None:
         holds_slot = request.num_computed_tokens > 0
         table = scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
         hit = () if holds_slot else scheduler.kv_cache_manager.get_computed_blocks(request)[0].blocks[0]
+        hit = hit[: (request.num_tokens - 2) // scheduler.block_size]  # a token is left to compute
         start = max(scheduler._num_ready(request), len(hit) * scheduler.block_size)
         end = min(request.num_tokens - 1, start + scheduler.max_num_scheduled_tokens) + scheduler.num_lookahead_tokens
         num_blocks = -(-end // scheduler.block_size) - len(table) - sum(block.ref_cnt > 0 for block in hit)

@@ -45,6 +45,20 @@ def test_an_evicted_stream_comes_back_when_another_has_computed_its_prefix() -> 
     assert machine.scheduler.requests["evicted"].num_computed_tokens == 8
 
 
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_the_core_sleeps_beside_an_evicted_stream_whose_prefix_others_hold(policy: str) -> None:
+    """All that the stream may compute is in the cache, but it must compute a token, and there is no block for that."""
+    machine = Machine(Setup(policy, block_size=4, max_model_len=32, num_blocks=11, max_num_seqs=8, token_budget=64))
+    machine.open("holder", prompt(7))
+    run(machine)
+    machine.open("evicted", prompt(5))
+    run(machine)
+    machine.scheduler._evict(machine.scheduler.requests["evicted"])
+    machine.open("filler", prompt(31, 1))
+    run(machine)
+    assert machine.scheduler.requests["evicted"].num_computed_tokens == 0
+
+
 def test_an_evicted_stream_comes_back_when_there_is_room() -> None:
     machine = Machine(TIGHT)
     machine.open("stream", prompt(16))

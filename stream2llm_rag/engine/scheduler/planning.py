@@ -96,4 +96,18 @@ class Planning(Losses):
         return self._first_tables[request_id]
 
     def _prefix_hit(self, request_id: str) -> BlockTable:
-        return self.kv_cache_manager.get_computed_blocks(self.requests[request_id])[0].blocks[0]
+        request = self.requests[request_id]
+        found, num_hit, *_ = self.kv_cache_manager.get_computed_blocks(request)
+        hit: BlockTable = found.blocks[0]
+        return hit[: self._usable_hit(request, num_hit) // self.block_size]
+
+    def _usable_hit(self, request: Request, num_hit: int) -> int:
+        """Tokens of a prefix-cache hit that the request can have.
+
+        A partial one is left at least one token to compute: vLLM's waiting loop ends at a request with none.
+        """
+        stream = self._streams.get(request.request_id)
+        limit = request.num_tokens - 1
+        if stream is None or not stream.partial or num_hit < limit:
+            return num_hit
+        return (limit - 1) // self.block_size * self.block_size

@@ -127,11 +127,8 @@ class Steps(Planning):
         return max(num_tokens, 0)
 
     def _get_local_prefix_cache_hit(self, request: Request) -> Any:
-        """Leave a partial request at least one token to compute: vLLM's waiting loop ends at a request with none."""
+        """Give no more of a hit than the plan counted on."""
         blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        stream = self._streams.get(request.request_id)
-        limit = request.num_tokens - 1
-        if stream is not None and stream.partial and num_hit >= limit:
-            num_hit = (limit - 1) // self.block_size * self.block_size
-            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_hit)
+        if (usable := self._usable_hit(request, num_hit)) < num_hit:
+            num_hit, blocks = usable, self.kv_cache_manager.truncate_computed_blocks(blocks, usable)
         return blocks, num_hit, boundary, diverged
