@@ -7,7 +7,9 @@ FLAVOUR ?= auto
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup test test-matrix lint types demo clean fuzz fuzz-scheduler paper
+.PHONY: help setup test test-engines test-others test-matrix lint types demo clean fuzz fuzz-scheduler paper
+# Two engines at once would take several times as long on two cores.
+WITH_ENGINES := $(addprefix tests/,bench/ cli/ demo/ engine/ integrations/)
 CASES ?= 1000
 EPISODES ?= 10000
 SEED ?= 0
@@ -23,8 +25,14 @@ setup: ## make .venv ready: pinned packages for this machine, tools, the project
 	echo "Python 3.11, 3.12 or 3.13 is needed; none of these is one: $(CANDIDATES)." \
 		"Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1
 
-test: lint types ## lint, types, and all tests, in JOBS processes (at most 4); those on the real engine take minutes
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
+test: lint types ## lint, types, and all tests: those that start engines, which take minutes, beside the others
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-engines test-others
+
+test-engines:
+	$(BIN)/python -m pytest $(WITH_ENGINES)
+
+test-others:
+	$(BIN)/python -m pytest $(filter-out $(WITH_ENGINES),$(wildcard tests/*/) $(wildcard tests/test_*.py))
 
 test-matrix: setup ## the engine's tests on every supported vLLM; of one without a build for this machine the source is checked
 	$(BIN)/python scripts/test_matrix.py

@@ -44,10 +44,11 @@ from stream2llm_rag.bench.cells import Cell, find_cell, pending_rounds, run_cell
 from stream2llm_rag.bench.ledger import Entry, read_entries
 from stream2llm_rag.bench.machine import describe_gpu, describe_machine
 from stream2llm_rag.bench.results import all_results, to_runs
-from stream2llm_rag.bench.shapes import KV_BYTES_PER_TOKEN, LLAMA_8B, SMALL, WEIGHT_BYTES, write_model
+from stream2llm_rag.bench.shapes import LLAMA_8B, SMALL, WEIGHT_BYTES, write_model
 from stream2llm_rag.bench.table import figure, text_table
 from stream2llm_rag.engine.policy import DEFAULT_POLICY
 from stream2llm_rag.errors import InvalidInputError, Stream2LLMError
+from stream2llm_rag.simulation.model import KV_BYTES_PER_TOKEN
 from stream2llm_rag.simulation.report import compare
 from stream2llm_rag.tiny_model import build_tiny_model
 

@@ -19,15 +19,6 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
-TESTS = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, those of a folder stay together: they share engines, indexes and models."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parent
-        item.add_marker(pytest.mark.xdist_group(str(folder)))
-
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:

@@ -89,9 +89,10 @@ class RemoteEngine:
         """Abort open sessions. Calling it again does nothing."""
         self._state = "closed"
         closed = LifecycleError("this engine is closed. Use it inside: async with RemoteEngine(...) as engine.")
-        for session, stream in list(self._streams.items()):
-            stream.cut(closed)
-            await session.abort()
+        async with anyio.create_task_group() as group:  # a server that is gone may take seconds to be given up, for each
+            for session, stream in list(self._streams.items()):
+                stream.cut(closed)
+                group.start_soon(session.abort)
 
     @property
     def tokenizer(self) -> Any:

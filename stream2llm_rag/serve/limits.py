@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from stream2llm_rag.errors import CapacityError, InvalidInputError
@@ -74,9 +75,19 @@ def client_of(headers: Mapping[str, str], host: str | None, *, has_keys: bool) -
 def is_origin_allowed(headers: Mapping[str, str], allowed: Sequence[str]) -> bool:
     """Whether a browser's page may connect. Browsers hold no WebSocket to the same-origin policy (RFC 6455, 10.2).
 
-    Programs send no Origin and are let through.
+    Programs send no Origin and are let through. A page of this very server is known only where its name is an address or
+    ``localhost``: any other name may have been bound to this machine by whoever owns it (DNS rebinding).
     """
     origin = headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
         return True
-    return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    place = urlsplit(origin)
+    return place.netloc.lower() == headers.get("host", "").lower() and _is_fixed(place.hostname or "")
+
+
+def _is_fixed(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True

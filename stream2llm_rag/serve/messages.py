@@ -16,24 +16,27 @@ from stream2llm_rag.errors import InvalidInputError
 PATH = "/v1/stream"
 SUBPROTOCOL = "stream2llm.v1"
 
-TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_MAX = 2**31 - 1  # vLLM's V2 model runner keeps lengths and ids in 32 bits: more would end a worker, not a request
+TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
 StopText: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
+BadWord: TypeAlias = Annotated[str, msgspec.Meta(max_length=16)]
 
 
 class Sampling(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """How an answer is drawn: the fields of vLLM's ``SamplingParams`` that a client may set. Null means vLLM's default."""
 
-    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=_MAX)] | None = None
     min_tokens: Count | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
-    seed: int | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[list[StopText], msgspec.Meta(max_length=64)] | StopText | None = None
-    stop_token_ids: Annotated[list[TokenId], msgspec.Meta(max_length=1024)] | None = None
-    bad_words: Annotated[list[StopText], msgspec.Meta(max_length=1024)] | None = None
+    # What that runner has room for, with the ends of sequences that a model has of its own: 128 ids, 1,024 tokens of words.
+    stop_token_ids: Annotated[list[TokenId], msgspec.Meta(max_length=96)] | None = None
+    bad_words: Annotated[list[BadWord], msgspec.Meta(max_length=16)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -72,5 +73,6 @@ def test_the_page_with_the_timelines_is_where_it_says(demo: Demo) -> None:
 
 def test_nothing_of_what_the_engine_writes_reaches_the_terminal(demo: Demo) -> None:
     shown = demo.shown + demo.notes
-    assert not [words for words in ("Traceback", "safetensors", "Triton", "Warning", "INFO", "ERROR") if words in shown]
+    logged = "Traceback|safetensors|Triton|Warning|INFO|ERROR"
+    assert re.findall(rf"\b(?:{logged})\b", shown) == []  # inside other words the model may write what it likes
     assert demo.logs == []

@@ -60,7 +60,7 @@ def swapping_engine(model: Path) -> Stream2LLMEngine:
     engine._settings = replace(engine._settings, chaos=0.25, preempt=RANDOM)
     config = swap_config(num_host_blocks=NUM_HOST_BLOCKS)
     config.kv_connector, config.kv_connector_module_path = VaryingSwapConnector.__name__, __name__
-    engine._swap_config = lambda: config  # type: ignore[method-assign]
+    engine._connector = lambda: config  # type: ignore[method-assign]
     return engine
 
 

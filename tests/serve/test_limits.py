@@ -47,7 +47,9 @@ def test_without_keys_an_address_is_a_client_whatever_it_sends() -> None:
         ({"origin": "https://app.example", "host": "llm.example"}, ("https://app.example",), True),
         ({"origin": "https://app.example", "host": "llm.example"}, ("https://other.example",), False),
         ({"origin": "https://app.example", "host": "llm.example"}, ("*",), True),
-        ({"origin": "", "host": ""}, (), True),
+        ({"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:8000"}, (), True),
+        ({"origin": "http://rebound.example:8000", "host": "rebound.example:8000"}, (), False),
+        ({"origin": "", "host": ""}, (), False),
     ],
 )
 def test_a_page_of_another_origin_needs_leave(headers: dict[str, str], allowed: tuple[str, ...], may: bool) -> None:

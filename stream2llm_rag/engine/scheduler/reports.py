@@ -92,7 +92,8 @@ class Reports(Losses):
             for request in [r for r in (*self._idle.values(), *self.kv_holding_waiting) if self._holds_kv_blocks(r)]:
                 if request.status != RequestStatus.WAITING_FOR_REMOTE_KVS:
                     self._evict(request)
-        was_reset = bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
-        if self._swap is not None:
-            self._swap.books.drop_all()
-        return was_reset
+        try:
+            return bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
+        finally:  # vLLM raises where requests wait for KV from elsewhere, and the old KV must not come back
+            if self._swap is not None:
+                self._swap.books.drop_all()

@@ -81,10 +81,6 @@ class Swapping(Queues):
         if self._swap is not None:
             self._swap.books.trim(request.request_id, num_common)
 
-    def _forget_swapped(self, request: Request) -> None:
-        if self._swap is not None:
-            self._swap.books.drop(request.request_id)
-
     # ------------------------------------------------------------------ in
 
     def _bring_back(self, waiting: Iterable[Request]) -> list[Request]:

@@ -23,11 +23,17 @@ _MISLEADING = tuple(
         "2002::/16",  # RFC 3056, 6to4: the same
         "192.88.99.0/24",  # RFC 7526, 6to4 relays, withdrawn
         "192.0.0.192/32",  # metadata service of Oracle's cloud
+        "168.63.129.16/32",  # the host beneath a virtual machine of Azure's cloud
         "fec0::/10",  # RFC 3879, site-local, withdrawn
+        "3fff::/20",  # RFC 9637, for documentation
     )
 )
 
-_LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".localdomain", ".alt")
+# RFC 6762 (appendix G) lists those that networks use inside; ".svc" is what clusters call their services.
+_LOCAL_SUFFIXES = (
+    *(".localhost", ".local", ".localdomain", ".internal", ".intranet", ".private", ".corp", ".home", ".home.arpa", ".lan"),
+    *(".alt", ".svc"),
+)
 
 
 def refusal(address: str) -> str | None:

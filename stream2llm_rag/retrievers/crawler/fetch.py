@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from stream2llm_rag.retrievers.crawler.pages import (
 )
 from stream2llm_rag.retrievers.crawler.retries import TRANSIENT, parse_retry_after
 from stream2llm_rag.retrievers.crawler.robots import (
+    LONG_ROBOTS_BYTES,
     MAX_ROBOTS_BYTES,
     MAX_ROBOTS_REDIRECTS,
     RobotsRules,
@@ -33,7 +35,6 @@ from stream2llm_rag.retrievers.crawler.robots import (
 )
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize
 
-_LONG_ROBOTS_BYTES = 10_000  # from here on parsing takes longer than handing over; the longest takes 1.5 s
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate", "br", "zstd"})  # what aiohttp undoes; others it passes on
 ACCEPT = "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8,application/pdf;q=0.7"
@@ -101,12 +102,15 @@ class Fetcher:
     ) -> Page | Redirect:
         session = self._connections.session_for(url)  # first, as it says whom we may not even ask
         scope = f"{self._cache_scope} {'any' if self._connections.may_be_private(url) else 'public'}"
-        sent = {**{name.lower(): value for name, value in session.headers.items()}, **headers}
+        sent = {name.lower(): value for name, value in session.headers.items()}
+        if "Cookie" in headers:  # it decides what is found, but is not written down
+            sent["cookie"] = hashlib.sha256(headers["Cookie"].encode()).hexdigest()
         lookup = await cache.look_up(url, sent, scope=scope, max_bytes=terms.max_bytes)
         if lookup.stored is not None and lookup.is_fresh:
             return _stored_page(lookup.stored, url, terms, "cache")
         page = None
-        async with self._get(url, lookup.headers) as response:
+        asked = {name: value for name, value in lookup.headers.items() if name.lower() != "cookie"}
+        async with self._get(url, {**asked, **headers}) as response:
             is_confirmed = response.status == 304 and lookup.stored is not None
             if not is_confirmed:
                 page = await _page(response, url, terms)
@@ -134,7 +138,7 @@ class Fetcher:
         return rules_from_answer(302, b"", self._user_agent)
 
     async def _rules(self, status: int, body: bytes) -> RobotsRules:
-        if len(body) < _LONG_ROBOTS_BYTES:
+        if len(body) < LONG_ROBOTS_BYTES:
             return rules_from_answer(status, body, self._user_agent)
         return await asyncio.to_thread(rules_from_answer, status, body, self._user_agent)
 
@@ -153,6 +157,8 @@ class Fetcher:
             raise PageSkippedError(Skip.TIMEOUT, f"no complete answer within {self._timeout_s:g} s") from error
         except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
             raise TryAgainError(Skip.CONNECTION, "the connection broke off before the answer") from error
+        except aiohttp.ClientHttpProxyError as error:  # whose text has the proxy's URL, with its password
+            raise PageSkippedError(Skip.CONNECTION, f"the proxy answered HTTP {error.status}") from None
         except aiohttp.ClientConnectorError as error:
             why = Skip.ADDRESS if isinstance(error.os_error, AddressRefusedError) else Skip.CONNECTION
             raise PageSkippedError(why, f"no connection: {error.os_error}") from error

@@ -133,7 +133,7 @@ class PageCache:
 
     def _open(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = sqlite3.connect(self._folder / _FILE_NAME, check_same_thread=False, isolation_level=None)
             file.execute("PRAGMA schema_version")  # an error here where it is no database; hishel would only log it
             # Nobody reads a body for longer than a minute here; what is left out is deleted after that.
@@ -168,7 +168,7 @@ def _read(entry: Entry, max_bytes: int) -> Stored | None:
             body += chunk
             if len(body) > max_bytes:
                 return None
-    except RuntimeError:  # it was deleted meanwhile
+    except (RuntimeError, sqlite3.Error):  # it was deleted meanwhile, or cannot be read
         return None
     return Stored(entry.response.headers.get("content-type", ""), bytes(body))
 

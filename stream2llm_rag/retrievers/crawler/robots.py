@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from protego import Protego
 
 MAX_ROBOTS_BYTES = 512_000  # RFC 9309 section 2.5 asks for at least 500 KiB
+LONG_ROBOTS_BYTES = 10_000  # from here on to parse it, or to match a URL, may take long: the longest 1.5 s to parse
 MAX_ROBOTS_REDIRECTS = 5  # section 2.3.1.2
 MAX_CRAWL_DELAY_S = 10.0  # Crawl-delay is no part of the RFC; more than this would stall a question for good
 
@@ -23,6 +24,8 @@ class RobotsRules:
     parser: Protego | None = None
     unreachable: str | None = None
     crawl_delay_s: float = 0.0
+    is_long: bool = False
+    """To match a URL may take long enough to be done off the event loop."""
 
     @property
     def summary(self) -> str | None:
@@ -50,8 +53,9 @@ def rules_from_answer(status: int, body: bytes, user_agent: str) -> RobotsRules:
 
 
 def _parse(body: bytes, user_agent: str) -> RobotsRules:
+    is_long = len(body) >= LONG_ROBOTS_BYTES
     if len(body) >= MAX_ROBOTS_BYTES:  # the last line may be cut, and half a path is another rule
         body = body[:MAX_ROBOTS_BYTES].rpartition(b"\n")[0]
     parser = Protego.parse(body.decode("utf-8-sig", "replace"))
     delay_s = parser.crawl_delay(user_agent) or 0.0
-    return RobotsRules(user_agent, parser, crawl_delay_s=min(delay_s, MAX_CRAWL_DELAY_S))
+    return RobotsRules(user_agent, parser, crawl_delay_s=min(delay_s, MAX_CRAWL_DELAY_S), is_long=is_long)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -146,7 +147,8 @@ class Visitor:
         if visit.origin not in self._met:
             self._met.add(visit.origin)
             visit.note("robots", since_s, rules.summary, source=f"{visit.origin}/robots.txt")
-        if reason := rules.refusal(visit.target.url):
+        url = visit.target.url
+        if reason := await asyncio.to_thread(rules.refusal, url) if rules.is_long else rules.refusal(url):
             raise PageSkippedError(Skip.ROBOTS, reason)
 
     async def _download(self, visit: Visit) -> Page | Redirect:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiohttp import web
 
@@ -94,6 +96,22 @@ class TestProxy:
     def test_what_is_no_proxy_is_refused(self, proxy):
         with pytest.raises(InvalidInputError, match="proxy is 'http://host:port'"):
             WebCrawler(["http://h/"], proxy=proxy)
+
+    async def test_one_that_refuses_a_tunnel_is_named_without_its_password(self, crawler_on):
+        async def refuse(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        settings = {"proxy": f"http://user:TOPSECRET@127.0.0.1:{port}", "allow_private_proxies": ["127.0.0.1"]}
+        async with server:
+            with pytest.raises(CrawlError) as caught:
+                await crawl(crawler_on("https://docs.example/", obey_robots=False, **settings))
+        assert "the proxy answered HTTP 407" in str(caught.value)
+        assert "TOPSECRET" not in str(caught.value)
 
     def test_a_password_is_in_no_message(self):
         with pytest.raises(InvalidInputError) as caught:

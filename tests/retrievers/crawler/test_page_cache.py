@@ -125,6 +125,15 @@ async def test_a_page_from_a_private_host_is_only_for_those_who_may_go_there(sit
         await cached(allow_private_hosts=())
 
 
+async def test_cookies_are_not_written_down(site, cached, tmp_path):
+    Versioned(site, **{"Cache-Control": "max-age=600", "Vary": "Cookie"})
+    await cached(cookies={site.url("/"): {"session": "a-secret-of-mine"}})
+    assert (await cached(cookies={site.url("/"): {"session": "a-secret-of-mine"}}))[0] == ["first"]
+    files = [file.read_bytes() for file in (tmp_path / "cache").iterdir()]
+    assert files
+    assert not any(b"a-secret-of-mine" in content for content in files)
+
+
 async def test_what_came_for_one_s_cookies_is_not_for_others(site, cached):
     page = Versioned(site, **{"Cache-Control": "max-age=600"})
     await cached(cookies={site.url("/"): {"name": "one"}})
