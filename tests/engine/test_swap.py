@@ -62,7 +62,8 @@ async def test_answers_are_those_of_stock(
     assert await wrong_seeds(swapping, reference, range(first, first + BATCH)) == []
     after = await counted(swapping)
     assert after.num_swap_evictions > before.num_swap_evictions
-    assert (after.num_blocks_in > before.num_blocks_in) == (num_slots > 0)
+    if num_slots in (0, NUM_HOST_BLOCKS):  # with a few, and at random, it may happen that nothing comes back
+        assert (after.num_blocks_in > before.num_blocks_in) == (num_slots > 0)
     assert after.num_used_host_slots == 0
 
 
