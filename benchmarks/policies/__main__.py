@@ -1,28 +1,36 @@
 """Simulate what is missing or has changed, and write the tables of docs/policies.md.
 
-    python -m benchmarks.policies [--jobs N] [--only TEXT] [--render]
+    python -m benchmarks.policies [--jobs N] [--only TEXT] [--list] [--render] [--adopt N]
 
 Runs are kept in results/policies as they end; when interrupted, start it again. ``--only`` takes the runs that have TEXT in
-their name, such as "decoding" or "pool0.35 density"; ``--render`` only writes the tables.
+their line of ``--list``, such as "decoding" or "pool0.35 density"; ``--render`` only writes the tables; ``--adopt`` as in
+``benchmarks.paper``.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-from benchmarks.kept.pending import pending, run_pending
+from benchmarks.kept.command import run_command
 from benchmarks.kept.store import Store
 from benchmarks.policies.conditions import CONDITIONS
 from benchmarks.policies.tables import conditions_table, variants_table
 from benchmarks.policies.variants import ABLATIONS
+from stream2llm_rag.errors import InvalidInputError
 
-FOLDER = Path("results/policies")
 PAGE = Path("docs/policies.md")
+
+
+def main() -> int:
+    return run_command(str(__doc__), [*CONDITIONS, *ABLATIONS], Path("results/policies"), write_tables)
+
+
+def write_tables(store: Store) -> None:
+    PAGE.write_text(with_tables(PAGE.read_text("utf-8"), store), "utf-8")
 
 
 def with_tables(page: str, store: Store) -> str:
@@ -30,24 +38,10 @@ def with_tables(page: str, store: Store) -> str:
     for name, table in (("conditions", conditions_table(store)), ("variants", variants_table(store))):
         before, opening, rest = page.partition(f"<!-- {name} -->\n")
         _, closing, after = rest.partition(f"<!-- end of {name} -->\n")
+        if not (opening and closing):
+            raise InvalidInputError(f"{PAGE} lacks the table {name!r}. Write <!-- {name} --> and <!-- end of {name} -->.")
         page = "".join((before, opening, table, closing, after))
     return page
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only runs that have this in their name")
-    parser.add_argument("--render", action="store_true", help="only write the tables")
-    options = parser.parse_args()
-    store = Store(FOLDER)
-    try:
-        run_pending(store, [] if options.render else pending(store, [*CONDITIONS, *ABLATIONS], options.only), options.jobs)
-    except KeyboardInterrupt:
-        print("interrupted; what had ended is kept", file=sys.stderr)
-        return 130
-    PAGE.write_text(with_tables(PAGE.read_text("utf-8"), store), "utf-8")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Whether a victim's KV is computed again or copied out and back in. Pure.
 
 Computing ``n`` lost tokens again behind ``k`` others adds their part to the steps that run anyway (:mod:`costs`), and the base
-of a step only for each that would not run without them. Copies have coefficients of their own for either direction. All of
-these are fitted to measurements (:mod:`calibrate`), and follow what steps and copies really take.
+of a step only for each that they fill alone: it would not run without them. Copies have coefficients of their own for either
+direction. All of these are fitted to measurements (:mod:`calibrate`), and follow what steps and copies really take.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class CostModel:
     """Decides for one engine, and learns from what its steps and copies take.
 
     ``costs`` is where it begins: a stored fit, or with ``is_guess`` one that the first observations may overthrow. A copy has
-    to be ``margin`` times cheaper than computing again. ``block_size`` is in tokens. Raises :class:`InvalidInputError` for a
-    margin below 1.
+    to be ``margin`` times cheaper than computing again. ``block_size`` is in tokens, and so is ``token_budget``, what one step
+    computes at most. Raises :class:`InvalidInputError` for a margin below 1.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class CostModel:
         *,
         mode: Preemption = Preemption.AUTO,
         margin: float = DEFAULT_MARGIN,
+        token_budget: float = math.inf,
         is_guess: bool = False,
     ) -> None:
         if not 1 <= margin < math.inf:
@@ -73,6 +74,7 @@ class CostModel:
         self.mode = mode
         self._block_size = block_size
         self._margin = margin
+        self._token_budget = token_budget
         self._step = RecursiveLeastSquares(astuple(costs.step), _STEP_HALF_LIFE)
         self._copy = {
             direction: RecursiveLeastSquares(astuple(cost), _COPY_HALF_LIFE)
@@ -90,60 +92,60 @@ class CostModel:
         copies = (CopyCost(*map(float, self._copy[direction].coefficients)) for direction in (Direction.OUT, Direction.IN))
         return Costs(StepCost(*map(float, self._step.coefficients)), *copies)
 
-    def recompute_s(self, num_tokens: int, context: int = 0, *, num_added_steps: float = 0.0) -> float:
-        """Seconds to compute ``num_tokens`` behind ``context`` others, in steps of which so many would not run without them."""
+    def recompute_s(self, num_tokens: int, context: int = 0) -> float:
+        """Seconds that computing ``num_tokens`` behind ``context`` others adds."""
         if num_tokens <= 0:
             return 0.0
         _, *rest = step_features([(num_tokens, context)])
-        return self._step.predict((num_added_steps, *rest))
+        return self._step.predict((num_tokens // self._token_budget, *rest))
 
-    def swap_out_s(self, num_blocks: int, num_operations: int = 1) -> float:
+    def swap_out_s(self, num_blocks: int) -> float:
         """Seconds to copy so many blocks to host memory."""
-        return self._copy_s(Direction.OUT, num_blocks, num_operations)
+        return self._copy_s(Direction.OUT, num_blocks)
 
-    def swap_in_s(self, num_blocks: int, num_operations: int = 1) -> float:
+    def swap_in_s(self, num_blocks: int) -> float:
         """Seconds to copy so many blocks back."""
-        return self._copy_s(Direction.IN, num_blocks, num_operations)
+        return self._copy_s(Direction.IN, num_blocks)
 
-    def for_victim(self, num_tokens: int, context: int = 0, *, num_added_steps: float = 0.0) -> Decision:
+    def for_victim(self, num_tokens: int, context: int = 0) -> Decision:
         """Whether to copy out the KV of ``num_tokens`` tokens behind ``context`` others, which their request is to give up.
 
         Those that will probably still be in the prefix cache when it comes back are left out: they cost nothing either way.
         What survives is the front, as vLLM's pool reuses a request's last blocks first.
         """
         num_surviving = self._whole_blocks(self._survival.share * num_tokens)
-        return self._decide(num_tokens - num_surviving, context + num_surviving, num_added_steps, is_out=True)
+        return self._decide(num_tokens - num_surviving, context + num_surviving, is_out=True)
 
-    def for_return(self, num_tokens: int, context: int = 0, *, num_added_steps: float = 0.0) -> Decision:
+    def for_return(self, num_tokens: int, context: int = 0) -> Decision:
         """Whether to copy in the KV of ``num_tokens`` tokens, which host memory holds, behind ``context`` others on the device.
 
         ``context`` includes what the prefix cache really gave. What the copy out took is spent.
         """
-        return self._decide(num_tokens, context, num_added_steps, is_out=False)
+        return self._decide(num_tokens, context, is_out=False)
 
     def saw_step(self, items: StepItems, seconds: float) -> None:
         """Learn what a step took that computed ``items``, decodes among them as one token each."""
         self._step.add(step_features(items), seconds)
 
-    def saw_copy(self, direction: Direction, num_blocks: int, seconds: float, *, num_operations: int = 1) -> None:
+    def saw_copy(self, direction: Direction, num_blocks: int, seconds: float) -> None:
         """Learn what a copy took."""
         if num_blocks > 0:
-            self._copy[direction].add((num_operations, num_blocks), seconds)
+            self._copy[direction].add((1.0, num_blocks), seconds)
 
     def saw_return(self, num_tokens: int, num_hit: int) -> None:
         """Learn that of ``num_tokens`` which a victim had given up the prefix cache still had ``num_hit`` at its return."""
         self._survival.add(num_tokens, num_hit)
 
-    def _decide(self, num_tokens: int, context: int, num_added_steps: float, *, is_out: bool) -> Decision:
+    def _decide(self, num_tokens: int, context: int, *, is_out: bool) -> Decision:
         num_blocks = -(-num_tokens // self._block_size)
         swap_s = self.swap_in_s(num_blocks) + (self.swap_out_s(num_blocks) if is_out else 0.0)
-        recompute_s = self.recompute_s(num_tokens, context, num_added_steps=num_added_steps)
+        recompute_s = self.recompute_s(num_tokens, context)
         pays = swap_s * self._margin < recompute_s
         swap = num_tokens > 0 and (self.mode is Preemption.SWAP or (self.mode is Preemption.AUTO and pays))
         return Decision(swap, num_tokens, swap_s, recompute_s)
 
-    def _copy_s(self, direction: Direction, num_blocks: int, num_operations: int) -> float:
-        return self._copy[direction].predict((num_operations, num_blocks)) if num_blocks > 0 else 0.0
+    def _copy_s(self, direction: Direction, num_blocks: int) -> float:
+        return self._copy[direction].predict((1.0, num_blocks)) if num_blocks > 0 else 0.0
 
     def _whole_blocks(self, num_tokens: float) -> int:
         return int(num_tokens) // self._block_size * self._block_size

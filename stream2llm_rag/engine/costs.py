@@ -4,7 +4,7 @@ A step in which each request computes ``n`` tokens behind ``k`` others takes::
 
     step_s + sum(token_s * n  +  attention_s * n * (k + n / 2)  +  kv_read_s * k)
 
-A copy takes ``operation_s`` for each operation and ``block_s`` for each block in it.
+A copy of any number of blocks is one operation: it takes ``operation_s``, and ``block_s`` for each block in it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class CopyCost:
     def __post_init__(self) -> None:
         _check_coefficients(self)
 
-    def __call__(self, num_blocks: int, num_operations: int = 1) -> float:
-        """Seconds to copy ``num_blocks`` in ``num_operations``; none for no block."""
-        return _product(self, (num_operations, num_blocks)) if num_blocks > 0 else 0.0
+    def __call__(self, num_blocks: int) -> float:
+        """Seconds to copy ``num_blocks`` at once; none for no block."""
+        return _product(self, (1.0, num_blocks)) if num_blocks > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class FitKey:
     dtype: str
     kv_cache_dtype: str
     tensor_parallel_size: int
+    pipeline_parallel_size: int
+    enforce_eager: bool
     block_size: int
     attention_backend: str
     vllm: str
@@ -48,6 +50,8 @@ class FitKey:
             dtype=str(model.dtype).removeprefix("torch."),
             kv_cache_dtype=str(cache.cache_dtype),
             tensor_parallel_size=int(config.parallel_config.tensor_parallel_size),
+            pipeline_parallel_size=int(config.parallel_config.pipeline_parallel_size),
+            enforce_eager=bool(model.enforce_eager),
             block_size=int(cache.block_size),
             attention_backend=_attention_backend(config),
             vllm=str(vllm.__version__),

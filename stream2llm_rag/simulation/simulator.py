@@ -125,7 +125,9 @@ class _Simulation(CoreLoop[_Step]):
         if shape.num_host_blocks is not None:
             self._costs = _costs(frontend, step_time, shape)
             preempt = Preemption(frontend.settings.preempt)
-            scheduler.connector.cost = CostModel(self._costs, shape.block_size, mode=preempt)  # which goes on learning
+            scheduler.connector.cost = CostModel(  # which goes on learning
+                self._costs, shape.block_size, mode=preempt, token_budget=shape.token_budget
+            )
 
     def run(self, trim_s: float) -> SimulationResult:
         started = time.perf_counter()

@@ -12,26 +12,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-
-from stream2llm_rag.engine.costs import CopyCost, Costs, StepCost
-from stream2llm_rag.errors import InvalidInputError, MissingExtraError
-
-StepItems: TypeAlias = Iterable[tuple[int, int]]
-"""What a step computes: of each request its new tokens, and the tokens before them that have KV."""
+from stream2llm_rag.engine.costs import CopyCost, Costs, StepCost, StepItems, step_features
+from stream2llm_rag.engine.least_squares import fit_relative
+from stream2llm_rag.errors import InvalidInputError
 
 _FOLDER = Path(__file__).parent / "hardware"
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """The coefficients, in seconds; a call gives the seconds of a step. Swap costs ``swap_*_token_s`` per token moved.
+    """The coefficients, in seconds; a call gives the seconds of a step. A copy takes ``swap_*_token_s`` per token moved.
 
     Raises :class:`InvalidInputError` for a coefficient that is negative or not finite, and where all would be free.
     """
@@ -50,17 +46,10 @@ class StepTime:
         if self.base_s + self.token_s <= 0:
             raise InvalidInputError("base_s and token_s are 0, so that time would stand still. Write seconds above 0.")
 
-    def __call__(self, items: StepItems, *, num_swapped_out: int = 0, num_swapped_in: int = 0) -> float:
-        """Seconds that a step takes which computes ``items`` and moves that many tokens of KV to and from host memory."""
-        num_tokens, attended, num_read = _features(items)
-        return (
-            self.base_s
-            + self.token_s * num_tokens
-            + self.attention_s * attended
-            + self.kv_read_s * num_read
-            + self.swap_out_token_s * num_swapped_out
-            + self.swap_in_token_s * num_swapped_in
-        )
+    def __call__(self, items: StepItems) -> float:
+        """Seconds of a step that computes ``items``."""
+        _, num_tokens, num_pairs, num_read = step_features(items)
+        return self.base_s + self.token_s * num_tokens + self.attention_s * num_pairs + self.kv_read_s * num_read
 
     def costs(self, block_size: int) -> Costs:
         """The same for a cost model, which would have measured it on this machine; ``block_size`` in tokens."""
@@ -135,37 +124,13 @@ def fit(measurements: Sequence[tuple[Sequence[tuple[int, int]], float]]) -> Fit:
     """The step time that is least off, relative to what was measured; ``measurements`` are steps and their seconds.
 
     Least squares with no coefficient below zero. A part that the measurements do not tell from the others can come out as 0.
-    Swap is not fitted. Raises :class:`InvalidInputError` for fewer than 8 measurements or seconds that are not above zero,
-    and :class:`MissingExtraError` without SciPy.
+    Copies are not fitted. Raises :class:`InvalidInputError` for fewer than 8 measurements or seconds that are not above zero.
     """
     if len(measurements) < 8:
         raise InvalidInputError(f"{len(measurements)} measurements came. Write 8 or more, of steps that differ.")
     if wrong := [seconds for _, seconds in measurements if not 0 < seconds < math.inf]:
         raise InvalidInputError(f"a step took {wrong[0]!r} seconds. Write seconds above zero.")
-    rows = np.array([(1.0, *_features(items)) for items, _ in measurements])
-    relative = rows / np.array([[seconds] for _, seconds in measurements])
-    scale = np.maximum(relative.max(axis=0), np.finfo(float).tiny)  # the parts differ by ten powers of ten
-    coefficients = _non_negative_least_squares(relative / scale) / scale
-    errors = sorted(abs(relative @ coefficients - 1))
-    step_time = StepTime(*(float(value) for value in coefficients))
-    return Fit(step_time, len(errors), float(median(errors)), float(errors[math.ceil(0.95 * len(errors)) - 1]))
-
-
-def _non_negative_least_squares(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Of rows @ x = 1, with no x below zero."""
-    try:
-        from scipy.optimize import nnls
-    except ImportError as error:
-        raise MissingExtraError("SciPy", "bench") from error
-    solution: np.ndarray[Any, Any] = nnls(rows, np.ones(len(rows)))[0]
-    return solution
-
-
-def _features(items: StepItems) -> tuple[int, float, int]:
-    """New tokens, pairs of a new token and one that it looks at, and tokens whose KV is read."""
-    num_tokens, attended, num_read = 0, 0.0, 0
-    for num_new, num_before in items:
-        num_tokens += num_new
-        attended += num_new * (num_before + num_new / 2)
-        num_read += num_before
-    return num_tokens, attended, num_read
+    rows = [step_features(items) for items, _ in measurements]
+    step_time = StepTime(*map(float, fit_relative(rows, [seconds for _, seconds in measurements])))
+    errors = sorted(abs(step_time(items) / seconds - 1) for items, seconds in measurements)
+    return Fit(step_time, len(errors), median(errors), errors[math.ceil(0.95 * len(errors)) - 1])

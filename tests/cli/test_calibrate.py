@@ -19,7 +19,7 @@ from stream2llm_rag.engine.fits import FitKey, load_fit
 from stream2llm_rag.engine.fitting import CopyTiming, StepTiming, Timings
 from tests.cli.conftest import run
 
-KEY = FitKey("NVIDIA H200", "a-model", "bfloat16", "auto", 1, 16, "FLASH_ATTN", "0.32.0")
+KEY = FitKey("NVIDIA H200", "a-model", "bfloat16", "auto", 1, 1, False, 16, "FLASH_ATTN", "0.32.0")
 H200 = Costs(StepCost(4e-3, 13.8e-6, 4.8e-10, 1.95e-8), CopyCost(1e-4, 4e-5), CopyCost(1e-4, 4e-5))
 
 

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 
 import pytest
 
-from stream2llm_rag.errors import InvalidInputError, MissingExtraError
+from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.simulation.step_time import StepTime, fit, hardware_names, load_hardware
 
 TRUTH = StepTime(base_s=3e-3, token_s=2e-5, attention_s=5e-10, kv_read_s=4e-8)
@@ -20,11 +19,17 @@ def steps(num_steps=80, seed=0):
 
 
 def test_a_step_takes_its_base_and_what_each_part_costs():
-    step_time = StepTime(1.0, 10.0, 0.5, 0.25, swap_out_token_s=7.0, swap_in_token_s=3.0)
+    step_time = StepTime(1.0, 10.0, 0.5, 0.25)
     assert step_time([]) == 1.0
     assert step_time([(2, 0)]) == 1.0 + 20.0 + 0.5 * 2 * 1
     assert step_time([(2, 0), (4, 8)]) == 1.0 + 60.0 + 0.5 * (2 * 1 + 4 * 10) + 0.25 * 8
-    assert step_time([], num_swapped_out=1, num_swapped_in=2) == 1.0 + 7.0 + 6.0
+
+
+def test_for_a_cost_model_copies_are_counted_in_blocks():
+    costs = StepTime(1.0, 10.0, 0.5, 0.25, swap_out_token_s=7.0, swap_in_token_s=3.0).costs(block_size=16)
+    assert costs.swap_out(2) == 2 * 16 * 7.0
+    assert costs.swap_in(2) == 2 * 16 * 3.0
+    assert costs.step([(2, 0), (4, 8)]) == 1.0 + 60.0 + 0.5 * (2 * 1 + 4 * 10) + 0.25 * 8
 
 
 def test_computing_a_prompt_in_chunks_attends_to_as_much_as_computing_it_at_once():
@@ -57,12 +62,6 @@ def test_measurements_that_cannot_be_fitted_are_refused():
         fit([([(1, 0)], 0.1)] * 2)
     with pytest.raises(InvalidInputError, match="a step took 0 seconds"):
         fit([([(1, 0)], 0)] * 8)
-
-
-def test_a_fit_without_scipy_is_an_error_that_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(MissingExtraError, match=r"stream2llm-rag\[bench\]"):
-        fit([(step, TRUTH(step)) for step in steps()])
 
 
 @pytest.mark.parametrize(

@@ -60,16 +60,19 @@ def test_what_are_no_costs_is_refused(stored):
 
 def test_recomputing_costs_what_the_step_time_says():
     assert model().recompute_s(1000, 5000) == pytest.approx(1000 * 13.8e-6 + 4.8e-10 * 1000 * 5500 + 1.95e-8 * 5000)
-    assert model().recompute_s(1000, 5000, num_added_steps=2) == pytest.approx(model().recompute_s(1000, 5000) + 8e-3)
-    assert H200([(1000, 5000)]) == pytest.approx(model().recompute_s(1000, 5000, num_added_steps=1))
+    assert H200([(1000, 5000)]) == pytest.approx(model().recompute_s(1000, 5000) + 4e-3)
+
+
+@pytest.mark.parametrize(("token_budget", "num_added_steps"), [(2048, 0), (1000, 1), (999, 1), (480, 2)])
+def test_recomputing_costs_the_base_of_each_step_that_it_fills_alone(token_budget, num_added_steps):
+    added_s = model(token_budget=token_budget).recompute_s(1000, 5000) - model().recompute_s(1000, 5000)
+    assert added_s == pytest.approx(num_added_steps * 4e-3)
 
 
 def test_copying_costs_an_operation_and_its_blocks_in_either_direction_by_itself():
     costs = Costs(H200, CopyCost(1e-4, 2e-5), CopyCost(3e-4, 5e-5))
     assert model(costs).swap_out_s(10) == pytest.approx(1e-4 + 10 * 2e-5) == pytest.approx(costs.swap_out(10))
-    assert (
-        model(costs).swap_in_s(10, num_operations=2) == pytest.approx(6e-4 + 10 * 5e-5) == pytest.approx(costs.swap_in(10, 2))
-    )
+    assert model(costs).swap_in_s(10) == pytest.approx(3e-4 + 10 * 5e-5) == pytest.approx(costs.swap_in(10))
     assert model(costs).swap_out_s(0) == model(costs).swap_in_s(0) == costs.swap_out(0) == 0
 
 

@@ -8,7 +8,7 @@ from stream2llm_rag.engine.costs import CopyCost, Costs, StepCost
 from stream2llm_rag.engine.fits import FitKey, StoredFit, load_costs, load_fit
 from stream2llm_rag.errors import InvalidInputError
 
-KEY = FitKey("NVIDIA H200", "meta-llama/Llama-3.1-8B", "bfloat16", "auto", 2, 16, "FLASH_ATTN", "0.32.0")
+KEY = FitKey("NVIDIA H200", "meta-llama/Llama-3.1-8B", "bfloat16", "auto", 2, 1, False, 16, "FLASH_ATTN", "0.32.0")
 COSTS = Costs(StepCost(4e-3, 13.8e-6, 4.8e-10, 1.95e-8), CopyCost(1e-4, 4e-5), CopyCost(2e-4, 5e-5))
 FIT = StoredFit(KEY, COSTS, {"step": 0.05, "swap_out": 0.02, "swap_in": 0.03}, "2026-01-01T00:00:00+00:00")
 
@@ -34,6 +34,8 @@ def test_a_fit_is_found_again_by_its_key(cache):
         {"dtype": "float16"},
         {"kv_cache_dtype": "fp8"},
         {"tensor_parallel_size": 1},
+        {"pipeline_parallel_size": 2},
+        {"enforce_eager": True},
         {"block_size": 32},
         {"attention_backend": "FLASHINFER"},
         {"vllm": "0.33.0"},

@@ -3,14 +3,24 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream2llm_rag.engine.swap.books import Copy, HostBooks
+from stream2llm_rag.engine.swap.books import Copy, HostBooks, HostRecord
 
 BLOCK = 4
 
 
+class CheckedBooks(HostBooks):
+    """Looks at all records each time, for the least valuable one."""
+
+    def _find_least(self) -> HostRecord | None:
+        found = super()._find_least()
+        values = [record.value for record in self._records.values() if record.num_slots]
+        assert (None if found is None else found.value) == min(values, default=None)
+        return found
+
+
 def books(num_slots: int = 8) -> HostBooks:
     """Tokens are worth more the more stand before them."""
-    return HostBooks(num_slots, BLOCK, lambda num_tokens, context: num_tokens * (1.0 + context + num_tokens / 2))
+    return CheckedBooks(num_slots, BLOCK, lambda num_tokens, context: num_tokens * (1.0 + context + num_tokens / 2))
 
 
 def slots_of(copies: list[Copy]) -> dict[int, int]:
@@ -135,6 +145,22 @@ def test_what_is_worth_less_than_all_that_is_kept_takes_nobodys_place() -> None:
     assert made.get("cheap") is None
 
 
+def test_one_that_came_in_cheaper_since_the_last_look_gives_up_first() -> None:
+    made = books(3)
+    made.keep("middle", 2, 16, [9, 9, 1, 2])
+    made.handed_out([1, 2])
+    made.keep("dear", 4, 24, [9, 9, 9, 9, 5, 6])
+    made.handed_out([6, 5])
+    assert made.get("middle").end == 12  # type: ignore[union-attr]
+    made.drop("dear")
+    made.keep("cheap", 0, 4, [3])
+    made.handed_out([3])
+    made.keep("dear", 4, 24, [9, 9, 9, 9, 5, 6])
+    made.handed_out([6, 5])
+    assert made.get("cheap") is None
+    assert made.get("middle").end == 12  # type: ignore[union-attr]
+
+
 def test_a_record_longer_than_host_memory_keeps_its_front() -> None:
     made = books(2)
     made.keep("a", 0, 16, [1, 2, 3, 4])
@@ -171,6 +197,7 @@ def test_a_front_that_is_gone_leaves_nothing_to_load() -> None:
             st.tuples(st.just("drop"), st.integers(0, 2)),
             st.tuples(st.just("trim"), st.integers(0, 2), st.integers(0, 20)),
             st.tuples(st.just("load"), st.integers(0, 2), st.integers(0, 20)),
+            st.tuples(st.just("lend"), st.integers(0, 2), st.integers(0, 20), st.lists(st.integers(0, 11), unique=True)),
             st.tuples(st.just("step")),
         ),
         max_size=40,
@@ -192,6 +219,11 @@ def test_every_slot_is_free_or_used_once(num_slots: int, actions: list[tuple]) -
                 record = made.borrow(str(values[0]), values[1], 20)
                 if record is not None:
                     made.load(record, values[1], range(100, 110))
+            case "lend":
+                record = made.borrow(str(values[0]), values[1], 20)
+                made.handed_out(values[2])
+                if record is not None:
+                    made.give_back(record)
             case "step":
                 copies = made.take_copies()
                 written = [copy.slot for copy in (*copies.early_outs, *copies.outs)]

@@ -74,6 +74,7 @@ class HostBooks:
         self._on_device: dict[int, list[_Held]] = {}
         self._outs: dict[int, tuple[int, bool]] = {}  # of this step: slot -> block, and whether it is early
         self._ins: list[Copy] = []
+        self._least: HostRecord | None = None  # of those with slots the least valuable, as last looked for
 
     def __bool__(self) -> bool:
         """Whether anything is held."""
@@ -113,6 +114,7 @@ class HostBooks:
         record.value = self._recompute_s(record.end - record.start, record.start) / max(1, len(record._held))
         if record._held:
             self._records[request_id] = record
+            self._compare(record)
 
     def _rest_of(self, earlier: HostRecord, record: HostRecord) -> list[_Held]:
         """Release of ``earlier`` what ``record`` has anew, or all if it does not join on. Returns the rest."""
@@ -177,6 +179,7 @@ class HostBooks:
     def give_back(self, record: HostRecord) -> None:
         """Hold the record as before."""
         self._records[record.request_id] = record
+        self._compare(record)
 
     def load(self, record: HostRecord, start: int, table: Sequence[int]) -> None:
         """Copy the record from token ``start`` on into the blocks of ``table``, and hold it no more."""
@@ -205,15 +208,27 @@ class HostBooks:
         if slot is not None:
             held.slot = slot
             held.record.num_slots += 1
+            self._compare(held.record)
             self._outs[slot] = (block, held.is_early)
 
     def _find_slot(self, held: _Held) -> int | None:
         """A slot for ``held``. None: nothing is worth less than its record, which ends before it from now on."""
         while not self._free and not held.is_gone:
-            candidates = [other for other in self._records.values() if other.num_slots and other is not held.record]
-            least = min((*candidates, held.record), key=lambda record: record.value)
-            self._pop(least)
+            least = self._find_least()
+            self._pop(least if least is not None and least.value <= held.record.value else held.record)
         return None if held.is_gone else self._free.pop()
+
+    def _find_least(self) -> HostRecord | None:
+        """The least valuable record that has slots; all are looked at only when the last one found has none left."""
+        least = self._least
+        if least is None or not least.num_slots or self._records.get(least.request_id) is not least:
+            with_slots = (record for record in self._records.values() if record.num_slots)
+            self._least = min(with_slots, key=lambda record: record.value, default=None)
+        return self._least
+
+    def _compare(self, record: HostRecord) -> None:
+        if record.num_slots and self._least is not None and record.value < self._least.value:
+            self._least = record
 
     def _shorten(self, record: HostRecord, end: int) -> None:
         """Hold of the record only what lies before token ``end``."""
