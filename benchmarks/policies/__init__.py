@@ -1,1 +1,1 @@
-"""The default policy in other conditions than the paper's, and without one of its parts at a time: ``docs/policies.md``."""
+"""What the paper has not: the default policy in other conditions and without one of its parts, and swap over slower links."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.kept.store import Store
+from benchmarks.paper.cells import Cell
 from benchmarks.policies import __main__ as command
 from benchmarks.policies.conditions import CONDITIONS, FRONTENDS
+from benchmarks.policies.links import LINKS, LOAD, links_table
 from benchmarks.policies.tables import conditions_table, variants_table
 from benchmarks.policies.variants import ABLATIONS, VARIANTS, Gittins, _Indices
 from stream2llm_rag.engine.policy import make_policy
+from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.simulation.grid import Machine
 from tests.simulation.samples import sample_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +63,41 @@ def test_a_front_end_that_is_surely_slower_or_sooner_is_marked(tmp_path):
     assert "not run yet" in variants_table(store)
 
 
-def test_the_page_in_the_repository_is_what_the_results_say():
-    page = (ROOT / command.PAGE).read_text("utf-8")
-    assert page == command.with_tables(page, Store(ROOT / command.FOLDER))
-    assert page.count("<!-- end of ") == 2
+def test_a_choice_that_is_surely_worse_than_what_it_chooses_from_is_marked(tmp_path):
+    store, papers, link = Store(tmp_path / "own"), Store(tmp_path / "papers"), LINKS[0]
+    waits = {"density": 2.0, "density+auto": 2.1, "density+swap": 4.0}
+    for seed in range(3):
+        for frontend, wait in {"ns": 8.0, **waits}.items():
+            run = sample_run(frontend, [wait + seed / 100] * 2, seed=seed, series="link", qps=4)
+            papers.add(Cell(LOAD, link.pool), "code", run)
+            if "+" in frontend:
+                store.add(link, "code", run)
+    [line] = [line for line in links_table(store, papers).splitlines() if f"`density` | {link.pool:g} |" in line]
+    assert line.split(" | ")[2:] == ["3.99/3.99", "3.8*/3.8*", "2/2", "3.8*/3.8*", "2/2", "not run yet", "not run yet |"]
+
+
+@pytest.mark.parametrize("link", LINKS, ids=lambda link: link.name)
+def test_a_link_changes_what_copies_take_and_nothing_else(link):
+    own, usual = link.machine, Machine(pool=link.pool)
+    assert own.hardware.step_time.swap_out_token_s == pytest.approx(
+        usual.hardware.step_time.swap_out_token_s * 50 / link.gb_per_s, rel=0.01
+    )
+    assert own.label == usual.label
+    assert replace(own, hardware=usual.hardware) == usual
+
+
+def test_the_tables_in_the_repository_are_what_the_results_say(tmp_path):
+    for page in (command.POLICIES_PAGE, command.SWAP_PAGE):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text((ROOT / page).read_text("utf-8"), "utf-8")
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    command.write_tables(Store(ROOT / command.FOLDER), tmp_path)
+    for page, num_tables in ((command.POLICIES_PAGE, 2), (command.SWAP_PAGE, 1)):
+        text = (ROOT / page).read_text("utf-8")
+        assert text == (tmp_path / page).read_text("utf-8")
+        assert text.count("<!-- end of ") == num_tables
+
+
+def test_a_page_without_a_place_for_a_table_is_an_error_that_says_what_to_write():
+    with pytest.raises(InvalidInputError, match="Write <!-- links --> and <!-- end of links -->"):
+        command.with_table("<!-- links -->\n", "links", "| a |\n")
