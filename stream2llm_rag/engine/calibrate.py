@@ -23,7 +23,7 @@ from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
 from stream2llm_rag.engine.fits import FitKey
 from stream2llm_rag.engine.fitting import MIN_STEPS, CopyTiming, StepTiming, Timings
-from stream2llm_rag.errors import EngineStartError
+from stream2llm_rag.errors import EngineStartError, InvalidInputError
 
 WORKER_EXTENSION = "stream2llm_rag.engine.copy_timer.CopyTimer"
 """To be given to an engine as ``worker_extension_cls``."""
@@ -46,8 +46,14 @@ class Measured:
 
 @asynccontextmanager
 async def calibrating(model: str | Path, **engine_args: Any) -> AsyncIterator[Stream2LLMEngine]:
-    """An engine that :func:`measure` can measure. First come, first served: that policy computes a stream in full steps."""
-    async with Stream2LLMEngine(model, policy="fcfs", worker_extension_cls=WORKER_EXTENSION, **engine_args) as engine:
+    """An engine that :func:`measure` can measure. First come, first served: that policy computes a stream in full steps.
+
+    Raises :class:`InvalidInputError` for engine arguments that measuring needs for itself.
+    """
+    own: dict[str, Any] = {"policy": "fcfs", "worker_extension_cls": WORKER_EXTENSION}
+    if taken := own.keys() & engine_args.keys():
+        raise InvalidInputError(f"calibrate was given {', '.join(sorted(taken))}, which it sets itself. Leave it out.")
+    async with Stream2LLMEngine(model, **own, **engine_args) as engine:
         yield engine
 
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from stream2llm_rag.engine.calibrate import Measured, measure
+from stream2llm_rag.engine.calibrate import Measured, calibrating, measure
 from stream2llm_rag.engine.cost_model import Direction
 from stream2llm_rag.engine.engine import Stream2LLMEngine
 from stream2llm_rag.engine.fits import FitKey
 from stream2llm_rag.engine.fitting import errors_of, fit_costs
-from stream2llm_rag.errors import EngineStartError
+from stream2llm_rag.errors import EngineStartError, InvalidInputError
 
 from .cases import GREEDY, Reference, collect, prompt
 
@@ -70,3 +70,9 @@ async def test_an_engine_that_was_not_opened_for_it_is_refused(tight_engine: Str
     with pytest.raises(EngineStartError, match="calibrating"):
         await measure(tight_engine, tell=lambda _: None)
     assert await collect(tight_engine.generate(prompt(50, 1), GREEDY))  # and is none the worse
+
+
+async def test_an_argument_that_measuring_sets_itself_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="was given policy, which it sets itself"):
+        async with calibrating("a-model", policy="lcas"):
+            pass

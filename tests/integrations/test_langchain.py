@@ -102,7 +102,7 @@ class Fixed(BaseRetriever):
     found: list[LangChainDocument] | None
 
     def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[LangChainDocument]:
-        raise NotImplementedError
+        raise AssertionError("retrieval is asked for asynchronously")
 
     async def _aget_relevant_documents(self, query: str, *, run_manager: Any) -> list[LangChainDocument]:
         if self.found is None:

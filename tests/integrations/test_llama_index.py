@@ -261,7 +261,7 @@ class TestInsideOthers:
                 return [SubQuestion(sub_question=f"{word}?", tool_name="docs") for word in ("What", "Why")]
 
             def generate(self, tools: Any, query: Any) -> list[SubQuestion]:
-                raise NotImplementedError
+                raise AssertionError("retrieval is asked for asynchronously")
 
         tool = QueryEngineTool(query_engine(background), ToolMetadata(name="docs", description="Documentation"))
         engine = SubQuestionQueryEngine(
