@@ -74,9 +74,8 @@ class Stream2LLMEngine:
     ``max_model_len``, ``dtype`` and so on. ``policy`` names the scheduling policy, ``max_sessions`` bounds the sessions open
     at once. ``host_kv_gib`` GiB of host memory (for each engine core) hold KV that others took the place of, until its request
     runs again. ``preempt`` says when: ``"auto"`` where that is cheaper than to compute it again, ``"swap"`` always,
-    ``"recompute"`` never. ``role``,
-    ``"prefill"`` or ``"decode"``, makes it one half of a :class:`DisaggregatedEngine`, with vLLM's ``kv_transfer_config`` where
-    that is not to be NIXL's.
+    ``"recompute"`` never. ``role``, ``"prefill"`` or ``"decode"``, makes it one half of a :class:`DisaggregatedEngine`, with
+    vLLM's ``kv_transfer_config`` where that is not to be NIXL's.
 
     Used as ``async with Stream2LLMEngine(model) as engine``. Starting takes from 20 seconds to minutes and does not block the
     event loop. Leaving the block aborts what is open and ends vLLM's processes; so does Ctrl-C, and the death of this process.
