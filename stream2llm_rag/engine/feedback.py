@@ -37,11 +37,10 @@ class StepRecord:
     """One thing that happened to one stream, with the number of tokens that it is about.
 
     COMPUTED: prefilled by one step. EVICTED, INVALIDATED: those whose KV was lost. SWAPPED, beside EVICTED: it is kept in host
-    memory. RESUMED: those that came back with the
-    stream after an eviction without being computed. WAITED, from ``started_s`` to ``ended_s`` it had work and did not run, and
-    IDLE, it had none: those that have KV at the end of that time, when the record is made. RECEIVED, the end of a hand-over
-    from another engine: those whose KV came, none when that failed. FINAL, the arrival of the final context: those with valid
-    KV that this request computed itself, prefix-cache hits left out.
+    memory. RESUMED: those that came back with the stream after an eviction without being computed. WAITED, from ``started_s``
+    to ``ended_s`` it had work and did not run, and IDLE, it had none: those that have KV at the end of that time, when the
+    record is made. RECEIVED, the end of a hand-over from another engine: those whose KV came, none when that failed. FINAL, the
+    arrival of the final context: those with valid KV that this request computed itself, prefix-cache hits left out.
     """
 
     request_id: str
