@@ -1,10 +1,11 @@
-"""The default policy with one part taken away or put differently: what each part is worth."""
+"""The default policy with one part taken away, put differently, or perfect: what each part is worth."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 
 from stream2llm_rag.engine.policy import DEFAULT_POLICY
@@ -14,7 +15,7 @@ from stream2llm_rag.engine.policy.learning import NUM_KEPT, StreamingTimes
 from stream2llm_rag.simulation.grid import TOKEN_BUDGETS, Generated, Machine, Setting
 
 SEEDS = range(3)
-NUM_REQUESTS = 2000
+_LOAD = Generated("crawler", 4, 10)
 
 
 class NoMargin(Density):
@@ -104,6 +105,20 @@ class Gittins(Density):
         self._times = _Indices()
 
 
+class Oracle(Density):
+    """The time of each final context is known beforehand: what no prediction can surpass."""
+
+    def _expected_s(self, request: LiveRequest, now: float) -> float:
+        return _finals_s()[request.request_id] - now
+
+
+@cache
+def _finals_s() -> dict[str, float]:
+    """When each request of these loads gets its final context."""
+    traces = (_LOAD.trace(seed) for seed in SEEDS)
+    return {query.query_id: query.arrival_s + query.chunks[-1].after_s for trace in traces for query in trace}
+
+
 @dataclass(frozen=True, slots=True)
 class Ablation:
     """The variants on one pool, at the paper's crawls of 4 QPS and delay x10."""
@@ -117,10 +132,9 @@ class Ablation:
 
     def settings(self) -> list[Setting]:
         """Its runs, seed by seed."""
-        load = Generated("crawler", 4, 10, NUM_REQUESTS)
         machine = Machine(pool=self.pool, token_budget=TOKEN_BUDGETS["crawler"])
         frontends = (DEFAULT_POLICY, *(f"{variant.__module__}:{variant.__name__}" for variant in VARIANTS))
-        return [Setting(load, machine, frontend, seed) for seed in SEEDS for frontend in frontends]
+        return [Setting(_LOAD, machine, frontend, seed) for seed in SEEDS for frontend in frontends]
 
 
 VARIANTS: tuple[type[Density], ...] = (
@@ -133,5 +147,6 @@ VARIANTS: tuple[type[Density], ...] = (
     Unlearned,
     Gittins,
     LongerFirst,
+    Oracle,
 )
 ABLATIONS = (Ablation(0.35), Ablation(0.15))

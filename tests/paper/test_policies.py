@@ -13,8 +13,8 @@ from benchmarks.policies import __main__ as command
 from benchmarks.policies.conditions import CONDITIONS, FRONTENDS
 from benchmarks.policies.links import LINKS, LOAD, links_table
 from benchmarks.policies.tables import conditions_table, variants_table
-from benchmarks.policies.variants import ABLATIONS, VARIANTS, Gittins, _Indices
-from stream2llm_rag.engine.policy import make_policy
+from benchmarks.policies.variants import ABLATIONS, SEEDS, VARIANTS, Gittins, Oracle, _Indices
+from stream2llm_rag.engine.policy import LiveRequest, make_policy
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.simulation.grid import Machine
 from tests.simulation.samples import sample_run
@@ -50,6 +50,14 @@ def test_an_index_is_the_least_time_held_for_a_use():
     # With the two medians as pseudo-samples: seven, of which two come after one second each.
     assert times.expected_s("kind", 0.0) == pytest.approx((2 * 1.0 + 5 * 1.0) / 2)
     assert isinstance(Gittins()._times, _Indices)
+
+
+def test_the_oracle_knows_when_the_final_context_of_every_request_comes():
+    trace = ABLATIONS[0].settings()[-1].load.trace(SEEDS[-1])
+    query = next(query for query in trace if len(query.chunks) > 3)
+    now = query.arrival_s + query.chunks[1].after_s
+    request = LiveRequest(query.query_id, query.arrival_s, now, partial=True, num_computed=0, num_target=10, num_blocks=0)
+    assert Oracle()._expected_s(request, now) == pytest.approx(query.chunks[-1].after_s - query.chunks[1].after_s)
 
 
 def test_a_front_end_that_is_surely_slower_or_sooner_is_marked(tmp_path):
