@@ -89,8 +89,8 @@ class CostModel:
     @property
     def costs(self) -> Costs:
         """The coefficients as they stand."""
-        copies = (CopyCost(*map(float, self._copy[direction].coefficients)) for direction in (Direction.OUT, Direction.IN))
-        return Costs(StepCost(*map(float, self._step.coefficients)), *copies)
+        copies = (CopyCost(*self._copy[direction].coefficients) for direction in (Direction.OUT, Direction.IN))
+        return Costs(StepCost(*self._step.coefficients), *copies)
 
     def recompute_s(self, num_tokens: int, context: int = 0) -> float:
         """Seconds that computing ``num_tokens`` behind ``context`` others adds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.interface import PauseState
@@ -95,6 +95,14 @@ def check_books(scheduler: Any, sent: Mapping[str, Sent], block_size: int) -> No
             require(request.block_hashes == [as_block_hash(d) for d in ends], f"{request_id} has stale block hashes")
         if one.partial:
             require(request.num_computed_tokens < len(one.tokens), f"{request_id} is partial and wholly computed")
+
+
+def check_seen(scheduler: Any) -> None:
+    """What the planner remembers of a stream is what it would see, but for costs, which are learned all the time."""
+    for request_id, stream in getattr(scheduler, "_streams", {}).items():
+        if stream.live is not None and stream.partial:
+            seen, fresh = scheduler._live(stream.request), scheduler._look_at(stream.request, stream)
+            require(replace(seen, loss_share=fresh.loss_share) == fresh, f"{request_id} is {fresh}, but seen as {seen}")
 
 
 def check_pool(scheduler: Any, written_in_flight: Iterable[int]) -> None:

@@ -19,7 +19,7 @@ from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.simulation.core import CoreLoop
 
 from .building import SECRET, Setup, make_scheduler
-from .invariants import Sent, check_books, check_host, check_kv, check_pool, check_queues, require
+from .invariants import Sent, check_books, check_host, check_kv, check_pool, check_queues, check_seen, require
 from .store import EMPTY_PREFIX, KvStore, block_hasher, extended
 from .workers import V1Worker, V2Worker, Worker, sample
 
@@ -181,6 +181,7 @@ class Machine(CoreLoop[_Step]):
         written = {block for step in self.in_flight for block in step.written_blocks}
         check_queues(self.scheduler, self.sent)
         check_books(self.scheduler, self.sent, self.setup.block_size)
+        check_seen(self.scheduler)
         check_pool(self.scheduler, written)
         check_kv(self.scheduler, self.sent, self._store)
         check_host(self.scheduler, self.sent, self._store)

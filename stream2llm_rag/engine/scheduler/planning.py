@@ -66,10 +66,12 @@ class Planning(Losses):
 
     def _live(self, request: Request) -> LiveRequest:
         stream = self._streams.get(request.request_id)
-        if stream is None or not stream.partial or self._record_of(request) is not None:  # a record changes by itself
+        if stream is None or not stream.partial:
             return self._look_at(request, stream)
-        if stream.live is None:
-            stream.live = self._look_at(request, stream)
+        record = self._record_of(request)
+        held_end = None if record is None else record.end
+        if stream.live is None or stream.held_end != held_end:
+            stream.live, stream.held_end = self._look_at(request, stream), held_end
         elif self.defer_block_free:
             stream.live.evictable = self._request_blocks_can_be_freed(request)
         return stream.live

@@ -91,7 +91,7 @@ class Queues(SchedulerState):
         for request_id in refused:
             stream = self._streams.get(request_id)
             if stream is not None and stream.partial:
-                stream.lapsed = True
+                stream.lapsed, stream.live = True, None
 
 
 def _partition(holds: Callable[[Request], bool], requests: Iterable[Request]) -> tuple[list[Request], list[Request]]:

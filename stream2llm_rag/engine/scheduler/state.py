@@ -40,6 +40,8 @@ class Stream:
     """From then on it has waited, or idled, unless it runs."""
     live: LiveRequest | None = None
     """What the planner sees of it, while it is partial and nothing has changed: there may be thousands that just wait."""
+    held_end: int | None = None
+    """Where what host memory held of it ended when ``live`` was made. That changes by itself, when others need the room."""
 
 
 class SchedulerState(Scheduler):
