@@ -8,8 +8,9 @@ from pathlib import Path
 from benchmarks.kept.store import Store
 from benchmarks.paper import tables
 from benchmarks.paper.cells import CELLS, NUM_REQUESTS, POOLS, SEEDS, Cell
+from benchmarks.paper.limits import limits_table
 from benchmarks.paper.published import TTFT_S
-from benchmarks.paper.words import BESIDE, DIFFERENCES, FIT, GPU, INTRODUCTION, MECHANISM, PRESSURE, THROUGHPUT
+from benchmarks.paper.words import BESIDE, DIFFERENCES, FIT, GPU, INTRODUCTION, LIMITS, MECHANISM, PRESSURE, THROUGHPUT
 from stream2llm_rag.engine.policy import DEFAULT_POLICY, POLICIES
 from stream2llm_rag.simulation.plots import draw_all
 from stream2llm_rag.simulation.report import compare
@@ -42,6 +43,7 @@ def render(store: Store, gpu_results: Path, pictures: list[str]) -> str:
         INTRODUCTION.format(num_there=num_there, num_all=num_all, num_requests=NUM_REQUESTS, num_seeds=len(SEEDS)),
         FIT.format(table=tables.fit_table(in_order)),
         BESIDE.format(table=tables.beside_the_paper(in_order)),
+        LIMITS.format(default=DEFAULT_POLICY, table=limits_table(in_order, DEFAULT_POLICY)),
         _pressure(cells),
         THROUGHPUT.format(table=tables.throughput_table(cells, DEFAULT_POLICY)),
         MECHANISM.format(table=tables.mechanism_table(by_load)),

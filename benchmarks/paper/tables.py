@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.published import FRONTENDS as PUBLISHED
@@ -35,10 +35,10 @@ def fit_table(by_load: dict[Load, Rows]) -> str:
 def _fit_line(load: Load, ours: Row | None) -> Sequence[str]:
     paper = TTFT_S[load][0]
     if ours is None:
-        return load_label(load), NOT_RUN, _triple(paper), "", ""
+        return load_label(load), NOT_RUN, triple(paper), "", ""
     ratios = [own / other for own, other in zip(_parts(ours.ttft_s), paper, strict=True)]
     is_near = all(abs(ratios[index] - 1) <= _ALLOWED for index in (0, 2))
-    return load_label(load), _triple(_parts(ours.ttft_s)), _triple(paper), _triple(ratios), "yes" if is_near else "no"
+    return load_label(load), triple(_parts(ours.ttft_s)), triple(paper), triple(ratios), "yes" if is_near else "no"
 
 
 def beside_the_paper(by_load: dict[Load, Rows]) -> str:
@@ -54,10 +54,10 @@ def _paper_lines(load: Load, rows: Rows) -> Iterator[Sequence[str]]:
         yield (
             load_label(load) if frontend == PUBLISHED[0] else "",
             frontend,
-            NOT_RUN if row is None else _triple(_parts(row.ttft_s)),
-            _triple(paper),
-            "" if row is None or row.speedup is None else _triple(_parts(row.speedup)),
-            _triple([slow / fast for slow, fast in zip(usual, paper, strict=True)]),
+            NOT_RUN if row is None else triple(_parts(row.ttft_s)),
+            triple(paper),
+            "" if row is None or row.speedup is None else triple(_parts(row.speedup)),
+            triple([slow / fast for slow, fast in zip(usual, paper, strict=True)]),
         )
 
 
@@ -71,8 +71,8 @@ def cell_table(rows: Rows, default: str) -> str:
 def _cell_line(row: Row, default: str) -> Sequence[str]:
     return (
         f"**{row.frontend}**" if row.frontend == default else row.frontend,
-        _triple(_parts(row.ttft_s)),
-        "" if row.speedup is None else _triple(_parts(row.speedup)),
+        triple(_parts(row.ttft_s)),
+        "" if row.speedup is None else triple(_parts(row.speedup)),
         interval(row.to_default.get("p50")),
         interval(row.to_default.get("p99")),
         f"{row.num_evictions:,.0f}",
@@ -137,7 +137,7 @@ def mechanism_table(by_load: dict[Load, Rows]) -> str:
         (
             load_label(load),
             policy,
-            *map(_triple, figures),
+            *map(triple, figures),
             *(_speedups(by_load[load].get(f"{policy}{extra}")) for extra in ("+auto", "", "+swap")),
         )
         for (load, policy), figures in SPEEDUP_BY_MECHANISM.items()
@@ -146,12 +146,13 @@ def mechanism_table(by_load: dict[Load, Rows]) -> str:
 
 
 def _speedups(row: Row | None) -> str:
-    return NOT_RUN if row is None or row.speedup is None else _triple(_parts(row.speedup))
+    return NOT_RUN if row is None or row.speedup is None else triple(_parts(row.speedup))
 
 
 def _parts(values: Percentiles) -> Triple:
     return values.p50, values.p95, values.p99
 
 
-def _triple(values: Sequence[float]) -> str:
+def triple(values: Iterable[float]) -> str:
+    """P50/P95/P99."""
     return "/".join(map(number, values))

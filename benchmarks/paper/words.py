@@ -49,6 +49,15 @@ paper's policies on this library's scheduler. The whole pool of two H200.
 
 {table}"""
 
+LIMITS = """\
+## How much there is to gain
+
+TTFT is never shorter than computing the last piece, behind a context that is there already, on a machine that has nothing
+else to do. `{default}` stands beside that on the whole pool. And no more can lie there than the pool holds: context that was
+found and is not final yet comes to so many pools of two H200 in the mean.
+
+{table}"""
+
 PRESSURE = """\
 ## Memory pressure
 

@@ -116,7 +116,7 @@ class Oracle(Density):
 def _finals_s() -> dict[str, float]:
     """When each request of these loads gets its final context."""
     traces = (_LOAD.trace(seed) for seed in SEEDS)
-    return {query.query_id: query.arrival_s + query.chunks[-1].after_s for trace in traces for query in trace}
+    return {query.query_id: query.final_s for trace in traces for query in trace}
 
 
 @dataclass(frozen=True, slots=True)
