@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 
 from stream2llm_rag.engine.ledger import BlockTable, Ledger
 from stream2llm_rag.engine.policy.base import LiveRequest, Policy
@@ -24,6 +24,7 @@ class Resources:
 
     ``blocks`` and ``slots`` are free ones of ``pool_blocks`` in all; ``slots`` can be negative when requests hold more than the
     limit (which then shrinks first). ``num_lookahead_tokens`` are slots that vLLM allocates beyond the scheduled tokens.
+    ``host_blocks`` are free ones in host memory.
     """
 
     token_budget: int
@@ -32,6 +33,7 @@ class Resources:
     block_size: int
     num_lookahead_tokens: int = 0
     pool_blocks: int = 0
+    host_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class _Walk:
         self._ledger = Ledger(table)
         self._blocks = resources.blocks
         self._slots = resources.slots
+        self._host_blocks = resources.host_blocks
         self._num_reserved = int(policy.rules.reserved_share * resources.pool_blocks)
         self._plan = Plan()
         self._load_budget = resources.token_budget
@@ -268,10 +271,12 @@ class _Walk:
         if request.partial and self._rules.displaces is not None:
             limit = self._rules.displaces * self._policy.worth(request, request.num_computed + need.num_tokens, self._now)
         while self._tails and (limit is None or self._tails[0][0] < limit):
-            _, minus_i, num_kept = self._tails[0]
+            worth, minus_i, num_kept = self._tails[0]
             victim = queue[-minus_i]
             if -minus_i <= index or num_kept != self._ledger.num_kept(victim):
                 heappop(self._tails)  # it has had its turn, or stands there anew with what it has left
+            elif worth < (worth_now := self._worth(victim)):
+                heapreplace(self._tails, (worth_now, minus_i, num_kept))  # others have taken its place in host memory
             else:
                 yield victim
 
@@ -279,8 +284,14 @@ class _Walk:
         return victim.holds_slot and victim.evictable and self._ledger.num_kept(victim) > 0
 
     def _worth(self, victim: LiveRequest) -> float:
-        num_tokens = self._ledger.num_kept(victim) * self._resources.block_size
-        return victim.loss_share * self._policy.worth(victim, min(num_tokens, victim.num_computed), self._now)
+        """What the victim's last block is worth to it; less where losing it costs less, as host memory has room for it.
+
+        Without room two that are swapped would count too little to each other, and displace each other for ever.
+        """
+        num_kept = self._ledger.num_kept(victim)
+        num_tokens = min(num_kept * self._resources.block_size, victim.num_computed)
+        share = victim.loss_share if num_kept <= self._host_blocks else 1.0
+        return share * self._policy.worth(victim, num_tokens, self._now)
 
     def _spare(self, kept_before: dict[str, int], need: _Need) -> None:
         """Give back what was taken in vain, since others share it or a later victim had enough; to the first in order first."""
@@ -295,6 +306,7 @@ class _Walk:
     def _cut(self, victim: LiveRequest, num_kept: int) -> None:
         while self._ledger.num_kept(victim) > num_kept:
             self._blocks += self._ledger.cut(victim)
+            self._host_blocks -= 1
         self._slots += num_kept == 0
         self._note_tail(victim)
 
@@ -302,6 +314,7 @@ class _Walk:
         self._slots -= self._ledger.num_kept(victim) == 0 and num_kept > 0
         while self._ledger.num_kept(victim) < num_kept:
             self._blocks -= self._ledger.give_back(victim)
+            self._host_blocks += 1
         self._note_tail(victim)
 
     def _note_tail(self, victim: LiveRequest) -> None:

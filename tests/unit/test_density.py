@@ -31,13 +31,21 @@ def complete(name: str, computed: int, target: int, last_chunk_at: float = 0.0) 
     return LiveRequest(name, 0.0, last_chunk_at, False, computed, target, -(-computed // BLOCK), holds_slot=computed > 0)
 
 
-def made(policy: Density, *requests: LiveRequest, blocks: int, now: float = 10.0, budget: int = 8192, pool: int = 0) -> Plan:
+def made(
+    policy: Density,
+    *requests: LiveRequest,
+    blocks: int,
+    now: float = 10.0,
+    budget: int = 8192,
+    pool: int = 0,
+    host: int = 0,
+) -> Plan:
     tables: dict[str, BlockTable] = {
         r.request_id: [Held(1000 * i + n) for n in range(r.num_blocks)] for i, r in enumerate(requests)
     }
     active = [r for r in requests if r.num_pending > 0]
     idle = [r for r in requests if r.num_pending <= 0]
-    resources = Resources(budget, blocks, slots=10, block_size=BLOCK, pool_blocks=pool)
+    resources = Resources(budget, blocks, slots=10, block_size=BLOCK, pool_blocks=pool, host_blocks=host)
     return plan(active, lambda: idle, resources, policy, now, tables.__getitem__, lambda _: [])
 
 
@@ -118,8 +126,18 @@ class TestPartialRequests:
         for name in ("holder", "comer"):
             policy.saw_chunk(name, 9.9, 100, None)
         holder, comer = partial("holder", 320, 320), partial("comer", 0, 64)
-        assert made(policy, replace(holder, loss_share=0.85), comer, blocks=1).victims == []
-        assert made(policy, replace(holder, loss_share=0.2), comer, blocks=1).victims == [Victim("holder", 17)]
+        assert made(policy, replace(holder, loss_share=0.85), comer, blocks=1, host=20).victims == []
+        assert made(policy, replace(holder, loss_share=0.2), comer, blocks=1, host=20).victims == [Victim("holder", 17)]
+        assert made(policy, replace(holder, loss_share=0.2), comer, blocks=1, host=19).victims == []
+
+    def test_host_memory_that_one_victim_takes_makes_no_room_beside_another(self) -> None:
+        policy = taught(0.0, 5.0, final=6.0)
+        for name in ("one", "other", "comer"):
+            policy.saw_chunk(name, 9.9, 100, None)
+        holders = [replace(partial(name, 160, 160), loss_share=0.2) for name in ("one", "other")]
+        comer = partial("comer", 0, 320)
+        assert len(made(policy, *holders, comer, blocks=0, budget=320, host=20).victims) == 2
+        assert len(made(policy, *holders, comer, blocks=0, budget=320, host=12).victims) == 1
 
     def test_one_worth_more_displaces_a_holder_worth_less_and_just_what_it_needs(self) -> None:
         policy = taught(0.0, 5.0, final=6.0)

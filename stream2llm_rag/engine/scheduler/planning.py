@@ -52,6 +52,7 @@ class Planning(Losses):
             block_size=self.block_size,
             num_lookahead_tokens=self.num_lookahead_tokens,
             pool_blocks=self.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is the null block
+            host_blocks=self._num_free_host_blocks(),
         )
         made = self._plan_with(active, resources)
         if self._debt and not made.grants:

@@ -51,6 +51,9 @@ class Swapping(Queues):
         decision = self._swap.cost.for_victim(num_tokens)
         return min(1.0, decision.swap_s / decision.recompute_s) if decision.swap and decision.recompute_s > 0 else 1.0
 
+    def _num_free_host_blocks(self) -> int:
+        return self._swap.books.num_slots - self._swap.books.num_used_slots if self._swap is not None else 0
+
     # ------------------------------------------------------------------ out
 
     def _blocks_of(self, request: Request) -> list[int]:
