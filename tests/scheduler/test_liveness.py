@@ -35,7 +35,7 @@ def test_idle_streams_that_do_not_fit_together_do_not_take_turns(policy: str) ->
 
 def test_streams_that_host_memory_has_no_room_for_do_not_take_turns() -> None:
     """Of two that do not fit together each seemed cheap to displace to the other, though what it lost could not be kept."""
-    Episode(910444).run()  # density, six blocks a stream of twelve, five in host memory
+    Episode(910444).run()  # density; prompts of 9 and 12 blocks in a pool of 12, and host memory for 5
 
 
 def test_an_evicted_stream_comes_back_when_another_has_computed_its_prefix() -> None:
