@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
+from threading import Thread
 from typing import TYPE_CHECKING, TypeAlias
 
 from stream2llm_rag.engine.policy import POLICIES
@@ -175,13 +177,25 @@ def run_all(settings: Sequence[Setting], num_processes: int = 1) -> Iterator[tup
         yield from ((index, _run_named(setting)) for index, setting in enumerate(settings))
         return
     spawned = multiprocessing.get_context("spawn")  # vLLM and torch do not survive a fork
-    with ProcessPoolExecutor(min(num_processes, len(settings)), spawned) as pool:
+    with ProcessPoolExecutor(min(num_processes, len(settings)), spawned, initializer=_end_with_parent) as pool:
         futures = {pool.submit(_run_named, setting): index for index, setting in enumerate(settings)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, as it holds both ends of the pipe that brings it."""
+    Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_named(setting: Setting) -> Run:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from stream2llm_rag.errors import InvalidInputError, MissingExtraError
@@ -64,6 +67,30 @@ def test_several_processes_give_what_one_gives():
     alone, together = dict(run_all(settings)), dict(run_all(settings, num_processes=2))
     assert alone == together
     assert sorted(together) == [0, 1, 2]
+
+
+_ABANDONED = """
+from stream2llm_rag.simulation.grid import Generated, Machine, Setting, run_all
+
+if __name__ == "__main__":
+    short = [Setting(Generated("crawler", 2.0, num_requests=10), Machine(), "ns", seed) for seed in range(2)]
+    long = [Setting(Generated("crawler", 4.0, 10.0, num_requests=20_000), Machine(), "density", seed) for seed in range(4)]
+    runs = run_all([*short, *long], num_processes=2)
+    print(next(runs)[1].frontend, next(runs)[1].frontend, flush=True)
+    next(runs)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "abandoned.py"
+    script.write_text(_ABANDONED, "utf-8")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "ns ns\n"  # so each has begun
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert len([worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]) == 2
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
 
 
 def test_an_error_names_the_setting():
