@@ -151,7 +151,8 @@ class Machine(CoreLoop[_Step]):
         self._store.copy(copies)
 
     def _changed_by(self, output: SchedulerOutput) -> frozenset[int]:
-        changed: set[int] = set()
+        metadata = output.kv_connector_metadata
+        changed = set() if metadata is None else {copy.block for copy in metadata.copies.ins}
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             table = self.scheduler.kv_cache_manager.get_block_ids(request_id)[0]
             end = self.scheduler.requests[request_id].num_computed_tokens

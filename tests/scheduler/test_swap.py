@@ -54,6 +54,24 @@ def evict(machine: Machine, request_id: str, num_kept_blocks: int = 0) -> None:
     machine.check()
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_what_a_step_in_flight_copies_in_is_not_copied_out_early(depth: int) -> None:
+    tight = Setup(depth=depth, v2_runner=True, block_size=4, max_model_len=32, num_blocks=9, max_num_seqs=2, token_budget=64)
+    machine = Machine(replace(tight, num_host_blocks=50, preempt=Preemption.SWAP))
+    machine.open("s", prompt(30))
+    run(machine)
+    evict(machine, "s")
+    machine.plain("filler", prompt(30, 1), SamplingParams(max_tokens=1))
+    stream = machine.scheduler.requests["s"]
+    while not stream.num_computed_tokens:
+        machine.step()
+    assert stream.num_in_flight_tokens == 0  # the step that copies it in computes nothing of it
+    evict(machine, "s")
+    machine.plain("next", prompt(30, 2), SamplingParams(max_tokens=1))
+    run(machine)  # checks every copy
+    assert machine.num_answered == 2
+
+
 def test_a_stream_that_lost_all_computes_only_what_is_new(machine: Machine) -> None:
     machine.open("s", prompt(30))
     run(machine)

@@ -65,6 +65,7 @@ class Reports(Losses):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._forget_idle(request)
+        self._loaded.discard(request.request_id)
         stream = self._streams.pop(request.request_id, None)
         if stream is not None:
             self._num_partial -= stream.partial

@@ -25,6 +25,7 @@ class Swapping(Queues):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._swap: SwapConnector | None = None
+        self._loaded: set[str] = set()  # by a step that computes nothing of theirs, and may be in flight
         managers = self.kv_cache_manager.coordinator.single_type_managers
         connector = swap_connector_in(self.connector)
         if connector is not None and [type(manager) for manager in managers] == [FullAttentionManager]:
@@ -71,7 +72,7 @@ class Swapping(Queues):
         num_tokens = min(num_before, request.num_tokens)  # behind come placeholders of tokens that are not known yet
         end = num_tokens if record is None or record.start > num_tokens else max(num_tokens, record.end)
         if end > num_left and self._swap.cost.for_victim(end - num_left, num_left).swap:
-            in_flight = request.num_in_flight_tokens > 0
+            in_flight = request.num_in_flight_tokens > 0 or request.request_id in self._loaded
             books.keep(request.request_id, num_left // self.block_size, num_tokens, table, in_flight=in_flight)
             self._feedback.counters.num_swap_evictions += 1
             if request.request_id in self._streams:
@@ -116,6 +117,7 @@ class Swapping(Queues):
             return
         if record is not None:
             self._swap.books.load(record, start, self._blocks_of(request))
+            self._loaded.add(request.request_id)
         if end > before:
             request.num_computed_tokens = end
             self._note_return(request, before, num_hit)
@@ -142,6 +144,7 @@ class Swapping(Queues):
     def _note_copies(self, scheduler_output: Any) -> None:
         """Count what the step copies."""
         if self._swap is not None:
+            self._loaded.difference_update(scheduler_output.num_scheduled_tokens)
             copies = swap_metadata_in(scheduler_output.kv_connector_metadata).copies
             self._feedback.counters.num_blocks_out += len(copies.early_outs) + len(copies.outs)
             self._feedback.counters.num_blocks_in += len(copies.ins)
