@@ -33,11 +33,6 @@ def test_idle_streams_that_do_not_fit_together_do_not_take_turns(policy: str) ->
     assert counters(machine).num_evictions <= evicted + 5  # at most one for each block that "plain" comes to hold
 
 
-def test_streams_that_host_memory_has_no_room_for_do_not_take_turns() -> None:
-    """Of two that do not fit together each seemed cheap to displace to the other, though what it lost could not be kept."""
-    Episode(910444).run()  # density; prompts of 9 and 12 blocks in a pool of 12, and host memory for 5
-
-
 def test_an_evicted_stream_comes_back_when_another_has_computed_its_prefix() -> None:
     machine = Machine(Setup(block_size=4, max_model_len=32, num_blocks=9, max_num_seqs=3, token_budget=64))
     machine.open("evicted", prompt(9))

@@ -27,6 +27,9 @@ class Steps(Planning):
         else:
             output = super().schedule(*args, **kwargs)
             self._collect(())  # whoever waits for the engine to rest waits for streams in `running` too
+        for request_id in output.num_scheduled_tokens:
+            if request_id in self._streams:
+                self._streams[request_id].live = None
         self._step_started[id(output)] = started
         self._note_copies(output)
         return output
@@ -84,9 +87,6 @@ class Steps(Planning):
 
     def _note_hits(self, fresh: Iterable[Request], scheduled: dict[str, int]) -> None:
         """Note what the prefix cache gave to streams that had no KV before this step."""
-        for request_id in scheduled:
-            if request_id in self._streams:
-                self._streams[request_id].live = None
         for request in fresh:
             stream = self._streams.get(request.request_id)
             num_tokens = scheduled.get(request.request_id)
