@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.feedback import StepKind
+from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.serve.codes import REFUSALS
 from stream2llm_rag.serve.connection import Connection, GoneError
 from stream2llm_rag.serve.limits import Limits
@@ -234,6 +235,19 @@ async def test_pings_alone_do_not_keep_a_stream_for_ever(fake: FakeEngine) -> No
     await Connection(make_service(fake, heartbeat_timeout_s=60, idle_timeout_s=0.05), wire).serve()
     assert wire.error.code == "idle"
     assert not fake.sessions
+
+
+async def test_a_client_that_has_asked_may_wait_longer_for_its_answer_than_a_stream_may_rest(tokenizer: Any) -> None:
+    idle_timeout_s = 0.02
+
+    class Thinking(FakeEngine):
+        async def submit(self, *args: Any) -> AsyncIterator[OutputDelta]:
+            await anyio.sleep(5 * idle_timeout_s)
+            return await super().submit(*args)
+
+    wire = await talk(make_service(Thinking(tokenizer), idle_timeout_s=idle_timeout_s), Open(tokens=[5]), Finish(tokens=[6]))
+    assert len(wire.answer) == NUM_ANSWER_TOKENS
+    assert wire.closed == (1000, "")
 
 
 async def test_a_client_that_reads_nothing_is_dropped(fake: FakeEngine) -> None:
