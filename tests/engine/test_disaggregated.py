@@ -15,7 +15,7 @@ from stream2llm_rag.retrievers.base import InMemoryRetriever
 
 from .cases import GREEDY, Reference, collect, prompt, wrong_seeds
 from .conftest import computed
-from .disaggregated import Watched, WithholdingWire, kill, pair, processes_of, wrong_with_a_loss
+from .disaggregated import SWAPPING, Watched, WithholdingWire, kill, pair, processes_of, wrong_with_a_loss
 
 SEEDS = range(500, 512)
 pytestmark = pytest.mark.timeout(600)  # two engines start, one after the other
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.timeout(600)  # two engines start, one after the other
 
 @pytest.fixture(scope="module")
 async def engine(model_path: Path) -> AsyncIterator[DisaggregatedEngine]:
-    """Every other step of the prefill engine evicts somebody at random first."""
-    async with pair(model_path, chaos=0.5) as engine:
+    """The prefill engine has little room, and evicts somebody at random before every other step; what it takes is kept."""
+    async with pair(model_path, chaos=0.5, prefill=SWAPPING) as engine:
         processes = processes_of(engine.prefill) + processes_of(engine.decode)
         yield engine
     _, alive = psutil.wait_procs(processes, timeout=30)
@@ -38,7 +38,9 @@ async def test_random_streams_answer_as_stock_vllm_does_on_kv_that_was_handed_ov
     assert await wrong_seeds(watched, reference, SEEDS) == []  # type: ignore[arg-type]  # has what a case needs
     assert len(watched.sessions) > len(SEEDS) // 2
     assert watched.not_handed_over() == []
-    assert engine.prefill.stats().cores[0].num_evictions > 0
+    core = engine.prefill.stats().cores[0]
+    assert core.num_swap_evictions == core.num_evictions > 0
+    assert core.num_blocks_in > 0
 
 
 async def test_without_the_offer_the_decode_engine_computes_the_prompt(
