@@ -171,7 +171,9 @@ def show_losses(engine: DisaggregatedEngine) -> None:
     for name, half in (("prefill", engine.prefill), ("decode", engine.decode)):
         core = half.stats().cores[0]
         print(f"  {name} engine: {core.num_evictions} evictions, {core.num_preemptions} preemptions, ", end="")
-        print(f"{core.num_swap_evictions} to host memory; blocks out {core.num_blocks_out}, in {core.num_blocks_in}", flush=True)
+        print(
+            f"{core.num_swap_evictions} to host memory; blocks out {core.num_blocks_out}, in {core.num_blocks_in}", flush=True
+        )
 
 
 async def ttfts(engine: DisaggregatedEngine, wire: type[TimedWire], num_tokens: int, num_runs: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 
 import anyio
@@ -29,6 +29,10 @@ from stream2llm_rag.prompt import PromptTemplate
 from stream2llm_rag.serve import RemoteEngine
 
 from .cases import GREEDY, Reference, collect, prompt, stream
+from .conftest import computed
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 pytestmark = pytest.mark.timeout(900)  # the first test may have to wait for two engines to start
 
@@ -104,17 +108,12 @@ def wait_until_healthy(served: Server, log: Path) -> None:
     pytest.fail(f"the server ended with {served.process.returncode}:\n{log.read_text()[-4000:]}")
 
 
-async def until_nothing_is_held(served: Server) -> None:
-    """Wait until the engine has told of a step after which nothing was left."""
-    async with asyncio.timeout(120):
-        while True:
-            async with served.engine(tokenizer=object()) as engine:
-                await collect(engine.generate([5, 6, 7], {**GREEDY, "max_tokens": 2}))
-            levels = ("num_requests_partial", "num_requests_idle", "num_idle_blocks", "num_used_blocks")
-            held = [await anyio.to_thread.run_sync(served.metric, level) for level in levels]
-            if held == [0.0] * 4:
-                return
-            await asyncio.sleep(0.2)
+async def held(served: Server) -> dict[str, float]:
+    """What the server's engine holds after a last request, by the names of the series."""
+    async with served.engine(tokenizer=object()) as engine:
+        await collect(engine.generate([5, 6, 7], {**GREEDY, "max_tokens": 2}))
+    levels = ("num_requests_partial", "num_requests_idle", "num_idle_blocks", "num_used_blocks")
+    return {level: await anyio.to_thread.run_sync(served.metric, level) for level in levels}
 
 
 @pytest.mark.parametrize("updates", [False, True], ids=["append", "update"])
@@ -130,9 +129,7 @@ async def test_what_streamed_remotely_is_not_computed_again_and_is_told(server: 
     tokens = prompt(1500, 90)
     async with server.engine() as engine, await engine.open(tokens[:500]) as session:
         await session.append(tokens[500:1400])
-        async with asyncio.timeout(120):
-            while session.stats.computed_tokens < 1399:  # noqa: ASYNC110 - as records come in
-                await asyncio.sleep(0.01)
+        await computed(session, 1399)
         await collect(await session.finish(tokens[1400:], GREEDY))
         assert session.stats.overlap_tokens == 1399
         assert session.stats.computed_tokens == 1500
@@ -143,6 +140,7 @@ async def test_of_24_streams_a_third_vanishes_and_the_rest_is_right(server: Serv
     """Half of the third close their sockets in the middle, the other half just fall silent, as after a power cut."""
     prompts = {number: prompt(200 + 20 * number, 60 + number) for number in range(24)}
     answers: dict[int, list[int]] = {}
+    silent: list[ClientConnection] = []
     opened = asyncio.Barrier(len(prompts))
 
     async def ask(engine: RemoteEngine, number: int) -> None:
@@ -151,24 +149,32 @@ async def test_of_24_streams_a_third_vanishes_and_the_rest_is_right(server: Serv
         await session.append(tokens[50:150])
         await opened.wait()
         if number % 3 == 0:
-            vanish(engine, session, silently=number % 2 == 0)
+            connection = vanish(engine, session)
+            if number % 2 == 0:
+                silent.append(connection)
+            else:
+                connection.transport.abort()
             return
         async with session:
             answers[number] = await collect(await session.finish(tokens[150:], GREEDY))
 
     async with server.engine() as engine:
         await asyncio.gather(*(ask(engine, number) for number in prompts))
-        await until_nothing_is_held(server)
+        async with asyncio.timeout(120):
+            for connection in silent:
+                await connection.wait_closed()  # by the server, which has missed them
+        assert set((await held(server)).values()) == {0.0}
+    assert len(silent) == 4
     assert len(answers) == 16
     assert answers == {number: await reference.answer(prompts[number]) for number in answers}
 
 
-def vanish(engine: RemoteEngine, session: Session, *, silently: bool) -> None:
+def vanish(engine: RemoteEngine, session: Session) -> ClientConnection:
+    """Neither listen nor show life any more, on the connection that is returned."""
     stream = engine._streams[session]
     for task in stream._tasks:
         task.cancel()
-    if not silently:
-        stream._connection.transport.abort()
+    return stream._connection
 
 
 async def test_the_openai_routes_work_beside_open_streams(server: Server, reference: Reference) -> None:
