@@ -21,6 +21,7 @@ import psutil
 from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.disaggregated import DisaggregatedEngine
 from stream2llm_rag.engine.engine import Stream2LLMEngine
+from stream2llm_rag.engine.feedback import EngineCounters
 from stream2llm_rag.engine.handover import HandoverWire
 from stream2llm_rag.engine.session import Session
 from stream2llm_rag.errors import EngineDied
@@ -70,7 +71,7 @@ async def pair(
 class Watched:
     """An engine that remembers its sessions, and tells when some of them have been opened."""
 
-    def __init__(self, engine: DisaggregatedEngine, *, wait_for: int = 0) -> None:
+    def __init__(self, engine: Stream2LLMEngine | DisaggregatedEngine, *, wait_for: int = 0) -> None:
         self._engine = engine
         self._wait_for = wait_for
         self.generate = engine.generate
@@ -166,14 +167,10 @@ async def wrong_long_answers(engine: DisaggregatedEngine, reference: Reference, 
     return [s for s, final, a in zip(seeds, finals, answers, strict=True) if a != await reference.answer(final, sampling)]
 
 
-def show_losses(engine: DisaggregatedEngine) -> None:
-    """What each engine took from requests, and what of that went to host memory and came back."""
-    for name, half in (("prefill", engine.prefill), ("decode", engine.decode)):
-        core = half.stats().cores[0]
-        print(f"  {name} engine: {core.num_evictions} evictions, {core.num_preemptions} preemptions, ", end="")
-        print(
-            f"{core.num_swap_evictions} to host memory; blocks out {core.num_blocks_out}, in {core.num_blocks_in}", flush=True
-        )
+def losses(core: EngineCounters) -> str:
+    """What an engine core took from requests, and what of that went to host memory and came back."""
+    taken = f"{core.num_evictions} evictions, {core.num_preemptions} preemptions, {core.num_swap_evictions} to host memory"
+    return f"{taken}, {core.num_blocks_out} blocks out, {core.num_blocks_in} in"
 
 
 async def ttfts(engine: DisaggregatedEngine, wire: type[TimedWire], num_tokens: int, num_runs: int) -> tuple[float, float]:
@@ -209,7 +206,8 @@ async def run_cases(model: Path, num_cases: int, first: int, arguments: Mapping[
             seeds = range(first + num_cases, first + num_cases + CASES_AT_ONCE)
             wrong += await wrong_long_answers(engine, reference, seeds)
             print(f"{len(seeds)} long answers: wrong {wrong}")
-            show_losses(engine)
+            for name, half in (("prefill", engine.prefill), ("decode", engine.decode)):
+                print(f"  {name} engine: {losses(half.stats().cores[0])}", flush=True)
             ends = await wrong_with_a_loss(engine, engine.prefill, reference, seeds)
             print(f"prefill engine killed midway, of {len(seeds)}: wrong %s, other errors %s, EngineDied %s" % ends, flush=True)
             is_well = not (wrong or apart or any(ends))
