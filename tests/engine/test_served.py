@@ -16,23 +16,26 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import HTTPError, URLError
 
 import anyio
 import anyio.to_thread
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from stream2llm_rag.engine.session import Session
 from stream2llm_rag.errors import CapacityError, EngineDied, EngineStartError, EngineUnreachable
 from stream2llm_rag.prompt import PromptTemplate
 from stream2llm_rag.serve import RemoteEngine
+from stream2llm_rag.serve.addresses import stream_url
+from tests.serve.frames import FRAMES
 
 from .cases import GREEDY, Reference, collect, prompt, stream
 from .conftest import computed
-
-if TYPE_CHECKING:
-    from websockets.asyncio.client import ClientConnection
 
 pytestmark = pytest.mark.timeout(900)  # the first test may have to wait for two engines to start
 
@@ -40,6 +43,7 @@ API_KEY = "sesame"
 MAX_STREAMS = 32
 HEARTBEAT_TIMEOUT_S = 3.0
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @dataclass
@@ -136,6 +140,19 @@ async def test_what_streamed_remotely_is_not_computed_again_and_is_told(server: 
         assert session.stats.idle_s > 0
 
 
+@settings(max_examples=25)
+@given(frames=st.lists(FRAMES, min_size=1, max_size=8))
+async def test_whatever_a_client_sends_the_next_is_served(server: Server, frames: list[str | bytes]) -> None:
+    """That nothing stays held of it the next test shows."""
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with connect(stream_url(server.url), additional_headers=headers) as connection:
+        with contextlib.suppress(ConnectionClosed):
+            for frame in frames:
+                await connection.send(frame)
+    async with server.engine(tokenizer=object()) as engine, await engine.open([5]) as session:
+        assert len(await collect(await session.finish([6], GREEDY))) == GREEDY["max_tokens"]
+
+
 async def test_of_24_streams_a_third_vanishes_and_the_rest_is_right(server: Server, reference: Reference) -> None:
     """Half of the third close their sockets in the middle, the other half just fall silent, as after a power cut."""
     prompts = {number: prompt(200 + 20 * number, 60 + number) for number in range(24)}
@@ -191,6 +208,12 @@ async def test_who_may_set_extra_arguments_cannot_forge_an_operation(server: Ser
     answer = await anyio.to_thread.run_sync(lambda: server.chat("Hello", vllm_xargs={"stream2llm": "finish"}))
     assert answer["usage"]["completion_tokens"] == 8  # an ordinary request
     assert server.metric("ops_refused_total") == before + 1
+
+
+def test_the_series_that_the_guide_names_are_those_of_the_server(server: Server) -> None:
+    exported = set(re.findall(r"^# TYPE (\S+)", server.get("/metrics"), re.MULTILINE))
+    named = set(re.findall(r"(?:stream2llm|vllm):\w+", (DOCS / "deploy.md").read_text()))
+    assert {"vllm:time_to_first_token_seconds", "stream2llm:num_used_blocks"} <= named <= exported
 
 
 async def test_a_wrong_key_opens_nothing(server: Server) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -40,6 +39,8 @@ from stream2llm_rag.serve.messages import (
     encode,
 )
 from stream2llm_rag.serve.service import Service
+
+from .frames import FRAMES
 
 NUM_ANSWER_TOKENS = 8
 
@@ -285,31 +286,6 @@ async def test_a_failure_of_ours_is_told_without_its_inside(
     assert wire.error.code == "internal"
     assert "secret" not in wire.error.message
     assert "a secret" in caplog.text
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-TYPES = st.sampled_from(["describe", "open", "append", "update", "finish", "cancel", "ping", "opened", "error", ""])
-FIELDS = st.fixed_dictionaries(
-    {"type": TYPES},
-    optional={
-        "tokens": st.lists(st.integers(-3, 3000), max_size=5) | JSON,
-        "text": st.text(max_size=8) | JSON,
-        "formatted": JSON,
-        "num_remaining": st.integers(-1, 3) | JSON,
-        "cache_salt": st.text(max_size=4) | JSON,
-        "sampling": st.dictionaries(st.sampled_from(["max_tokens", "temperature", "stop", "extra_args", "n"]), JSON) | JSON,
-        "sent_s": JSON,
-        "surprise": JSON,
-    },
-)
-SOUND: st.SearchStrategy[str] = st.sampled_from(
-    [encode(m) for m in (Open(tokens=[5]), Append(tokens=[6]), Update(tokens=[7]), Finish(tokens=[8]), Ping(), Describe())]
-)
-FRAMES = st.one_of(SOUND, FIELDS.map(json.dumps), JSON.map(json.dumps), st.text(max_size=20), st.binary(max_size=20))
 
 
 @given(frames=st.lists(FRAMES, max_size=8))
