@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from stream2llm_rag.engine.protocol import Op
-from stream2llm_rag.engine.session import Final, OutputDelta, Session, Wire
+from stream2llm_rag.engine.session import OutputDelta, Session, Submission, Wire
 from stream2llm_rag.errors import EngineDied, LifecycleError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PREFILL_ONLY: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0, "detokeniz
 class DecodeWire(Wire, Protocol):
     """The way to an engine that can tell beforehand whether it would take a request."""
 
-    async def check(self, session: Session, final: Final) -> None:
+    async def check(self, session: Session, submission: Submission) -> None:
         """Raise what ``submit`` would raise, and send nothing."""
         ...
 
@@ -63,15 +63,15 @@ class HandoverWire:
         with self.lifeline.held(), _noting_its_end(session):
             await self._prefill.send(session, op, token_ids, arrival_time)
 
-    async def submit(self, session: Session, final: Final) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Send the finish to the prefill engine. The decode engine is told when the outputs are first asked for."""
         with self.lifeline.held():
-            await self._decode.check(session, final)
+            await self._decode.check(session, submission)
         passage = self._passages[session.request_id] = _Passage()
         prefilled: AsyncIterator[OutputDelta] | None = None
         with self.lifeline.held(), _noting_its_end(session):
-            prefilled = await self._prefill.submit(session, replace(final, sampling=PREFILL_ONLY))
-        return self._answer(session, passage, prefilled, final)
+            prefilled = await self._prefill.submit(session, replace(submission, sampling=PREFILL_ONLY))
+        return self._answer(session, passage, prefilled, submission)
 
     async def drop(self, session: Session, submitted: bool) -> None:
         """Free everything of the session in both engines.
@@ -85,15 +85,15 @@ class HandoverWire:
             await self._decode.drop(session, passage.is_taken)
 
     async def _answer(
-        self, session: Session, passage: _Passage, prefilled: AsyncIterator[OutputDelta] | None, final: Final
+        self, session: Session, passage: _Passage, prefilled: AsyncIterator[OutputDelta] | None, submission: Submission
     ) -> AsyncIterator[OutputDelta]:
         offer = await self._offer(session, prefilled) if prefilled is not None else None
         async with passage.turn:
             outputs = None
             if not passage.is_dropped:
                 passage.is_taken = True
-                sampling = _receiving(final.sampling, offer) if offer is not None else final.sampling
-                outputs = await self._decode.submit(session, replace(final, sampling=sampling, opens=True))
+                sampling = _receiving(submission.sampling, offer) if offer is not None else submission.sampling
+                outputs = await self._decode.submit(session, replace(submission, sampling=sampling, opens=True))
         if outputs is None:
             yield OutputDelta("", (), "abort")
             return

@@ -103,7 +103,7 @@ class SessionStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Final:
+class Submission:
     """A prompt that is complete, and how to answer it.
 
     ``opens``: nothing of its session was sent before. ``arrival_time``: when it was finished, a time of :func:`time.time`.
@@ -126,7 +126,7 @@ class Wire(Protocol):
         """Send one operation of the session."""
         ...
 
-    async def submit(self, session: Session, final: Final) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Send the finish and register for its outputs."""
         ...
 
@@ -220,7 +220,7 @@ class Session:
             if not tokens:
                 raise InvalidInputError("finish() came before any token. Append context, or pass the prompt as the suffix.")
             self._submitted = True  # from here on vLLM's output processor may know of it, also when the next line is cancelled
-            outputs = await self._wire.submit(self, Final(tokens, sampling or {}, not self._opened, time.time()))
+            outputs = await self._wire.submit(self, Submission(tokens, sampling or {}, not self._opened, time.time()))
             self._tokens = tokens
             if self._state == "open":
                 self._state = "finished"
