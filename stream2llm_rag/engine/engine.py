@@ -95,9 +95,6 @@ class Stream2LLMEngine:
         **engine_args: Any,
     ) -> None:
         make_policy(policy)
-        self.role = None if role is None else Role.named(role)
-        if self.role is not None:
-            engine_args["kv_transfer_config"] = connector_fields(self.role, engine_args.get("kv_transfer_config"))
         check_mode(preempt)
         if not 0 <= host_kv_gib < math.inf:
             raise InvalidInputError(
@@ -105,11 +102,10 @@ class Stream2LLMEngine:
             )
         if max_sessions < 1:
             raise InvalidInputError(f"max_sessions must be at least 1, got {max_sessions}.")
-        for taken in ("scheduler_cls", "speculative_config", "runner"):
-            if engine_args.get(taken) is not None:
-                raise InvalidInputError(f"{taken}={engine_args[taken]!r} cannot be combined with streaming. Leave it out.")
-        if host_kv_gib and self.role is None and engine_args.get("kv_transfer_config") is not None:
-            raise InvalidInputError("host_kv_gib= brings a KV connector of its own. Leave out kv_transfer_config=.")
+        _refuse_what_is_taken(engine_args, has_connector=role is None and host_kv_gib > 0)
+        self.role = None if role is None else Role.named(role)
+        if self.role is not None:
+            engine_args["kv_transfer_config"] = connector_fields(self.role, engine_args.get("kv_transfer_config"))
         self._model = str(model)
         self._engine_args = engine_args
         self._host_kv_gib = host_kv_gib
@@ -329,6 +325,20 @@ class Stream2LLMEngine:
             raise EngineStartError(
                 f"there is no model at {self._model!r}. Pass a directory with a config.json, or a model's name."
             )
+
+
+def _refuse_what_is_taken(engine_args: Mapping[str, Any], *, has_connector: bool) -> None:
+    """Raise :class:`InvalidInputError` for engine arguments whose place is ours, or that would take the place of what is."""
+    for taken in ("scheduler_cls", "speculative_config", "runner"):
+        if engine_args.get(taken) is not None:
+            raise InvalidInputError(f"{taken}={engine_args[taken]!r} cannot be combined with streaming. Leave it out.")
+    if engine_args.get("kv_offloading_size") is not None:  # vLLM would replace any other connector by its own
+        raise InvalidInputError(
+            "kv_offloading_size= brings a KV connector that cannot stream. Leave it out; "
+            "host_kv_gib= keeps KV in so many GiB of host memory."
+        )
+    if has_connector and engine_args.get("kv_transfer_config") is not None:
+        raise InvalidInputError("host_kv_gib= brings a KV connector of its own. Leave out kv_transfer_config=.")
 
 
 class _Starter:

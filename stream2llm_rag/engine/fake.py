@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio.lowlevel
@@ -11,7 +11,7 @@ import anyio.lowlevel
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op
-from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
+from stream2llm_rag.engine.session import OutputDelta, Session, Submission, TokenIds
 from stream2llm_rag.errors import CapacityError
 
 
@@ -54,15 +54,13 @@ class FakeEngine:
         await anyio.lowlevel.checkpoint()
         session.take_record(StepRecord(session.request_id, StepKind.COMPUTED, *_instant(), len(token_ids)))
 
-    async def submit(
-        self, session: Session, token_ids: list[int], sampling: Mapping[str, Any] | Any, opens: bool, arrival_time: float
-    ) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Answer."""
         await anyio.lowlevel.checkpoint()
-        overlap = 0 if opens else max(0, session.num_tokens - 1)
+        overlap = 0 if submission.opens else max(0, session.num_tokens - 1)
         session.take_record(StepRecord(session.request_id, StepKind.FINAL, *_instant(), overlap))
-        self.prompts.append(token_ids)
-        return self._answer(token_ids)
+        self.prompts.append(submission.token_ids)
+        return self._answer(submission.token_ids)
 
     async def drop(self, session: Session, submitted: bool) -> None:
         """Nothing is held."""

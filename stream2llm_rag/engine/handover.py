@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from stream2llm_rag.engine.protocol import Op
-from stream2llm_rag.engine.session import OutputDelta, Session, Wire
+from stream2llm_rag.engine.session import OutputDelta, Session, Submission, Wire
 from stream2llm_rag.errors import EngineDied, LifecycleError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ PREFILL_ONLY: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0, "detokeniz
 class DecodeWire(Wire, Protocol):
     """The way to an engine that can tell beforehand whether it would take a request."""
 
-    async def check(self, session: Session, token_ids: list[int], sampling: Mapping[str, Any] | SamplingParams) -> None:
-        """Raise what ``submit`` would raise for these arguments, and send nothing."""
+    async def check(self, session: Session, submission: Submission) -> None:
+        """Raise what ``submit`` would raise, and send nothing."""
         ...
 
 
@@ -63,22 +63,15 @@ class HandoverWire:
         with self.lifeline.held(), _noting_its_end(session):
             await self._prefill.send(session, op, token_ids, arrival_time)
 
-    async def submit(
-        self,
-        session: Session,
-        token_ids: list[int],
-        sampling: Mapping[str, Any] | SamplingParams,
-        opens: bool,
-        arrival_time: float,
-    ) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Send the finish to the prefill engine. The decode engine is told when the outputs are first asked for."""
         with self.lifeline.held():
-            await self._decode.check(session, token_ids, sampling)
+            await self._decode.check(session, submission)
         passage = self._passages[session.request_id] = _Passage()
         prefilled: AsyncIterator[OutputDelta] | None = None
         with self.lifeline.held(), _noting_its_end(session):
-            prefilled = await self._prefill.submit(session, token_ids, PREFILL_ONLY, opens, arrival_time)
-        return self._answer(session, passage, prefilled, token_ids, sampling, arrival_time)
+            prefilled = await self._prefill.submit(session, replace(submission, sampling=PREFILL_ONLY))
+        return self._answer(session, passage, prefilled, submission)
 
     async def drop(self, session: Session, submitted: bool) -> None:
         """Free everything of the session in both engines.
@@ -92,21 +85,15 @@ class HandoverWire:
             await self._decode.drop(session, passage.is_taken)
 
     async def _answer(
-        self,
-        session: Session,
-        passage: _Passage,
-        prefilled: AsyncIterator[OutputDelta] | None,
-        token_ids: list[int],
-        sampling: Mapping[str, Any] | SamplingParams,
-        arrival_time: float,
+        self, session: Session, passage: _Passage, prefilled: AsyncIterator[OutputDelta] | None, submission: Submission
     ) -> AsyncIterator[OutputDelta]:
         offer = await self._offer(session, prefilled) if prefilled is not None else None
         async with passage.turn:
             outputs = None
             if not passage.is_dropped:
                 passage.is_taken = True
-                asked = _receiving(sampling, offer) if offer is not None else sampling
-                outputs = await self._decode.submit(session, token_ids, asked, True, arrival_time)
+                sampling = _receiving(submission.sampling, offer) if offer is not None else submission.sampling
+                outputs = await self._decode.submit(session, replace(submission, sampling=sampling, opens=True))
         if outputs is None:
             yield OutputDelta("", (), "abort")
             return

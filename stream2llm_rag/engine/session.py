@@ -102,6 +102,19 @@ class SessionStats:
                 self._final = record
 
 
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A prompt that is complete, and how to answer it.
+
+    ``opens``: nothing of its session was sent before. ``arrival_time``: when it was finished, a time of :func:`time.time`.
+    """
+
+    token_ids: list[int]
+    sampling: Mapping[str, Any] | SamplingParams
+    opens: bool
+    arrival_time: float
+
+
 class Wire(Protocol):
     """What a session needs of its engine: a way to the engine core."""
 
@@ -113,14 +126,7 @@ class Wire(Protocol):
         """Send one operation of the session."""
         ...
 
-    async def submit(
-        self,
-        session: Session,
-        token_ids: list[int],
-        sampling: Mapping[str, Any] | SamplingParams,
-        opens: bool,
-        arrival_time: float,
-    ) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Send the finish and register for its outputs."""
         ...
 
@@ -214,7 +220,7 @@ class Session:
             if not tokens:
                 raise InvalidInputError("finish() came before any token. Append context, or pass the prompt as the suffix.")
             self._submitted = True  # from here on vLLM's output processor may know of it, also when the next line is cancelled
-            outputs = await self._wire.submit(self, tokens, sampling or {}, not self._opened, time.time())
+            outputs = await self._wire.submit(self, Submission(tokens, sampling or {}, not self._opened, time.time()))
             self._tokens = tokens
             if self._state == "open":
                 self._state = "finished"

@@ -24,7 +24,7 @@ from stream2llm_rag.engine import protocol
 from stream2llm_rag.engine.feedback import FeedbackHub
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
-from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
+from stream2llm_rag.engine.session import OutputDelta, Session, Submission, TokenIds
 from stream2llm_rag.errors import EngineDied, InvalidInputError, LifecycleError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -59,29 +59,22 @@ class VllmWire:
         with self._alive():
             await self._llm.engine_core.add_request_async(request)
 
-    async def submit(
-        self,
-        session: Session,
-        token_ids: list[int],
-        sampling: Mapping[str, Any] | SamplingParams,
-        opens: bool,
-        arrival_time: float,
-    ) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Send the finish, and register for its outputs.
 
         A prompt whose KV comes from another engine is an ordinary request: there is nothing to plan for it.
         """
-        request = await self._request(session, token_ids, sampling_params(sampling), arrival_time)
-        if not (opens and _comes_from_elsewhere(request.sampling_params)):
-            request.sampling_params = self._sign(request.sampling_params, Op(OpKind.FINISH, opens=opens))
+        request = await self._request_of(session, submission)
+        if not (submission.opens and _comes_from_elsewhere(request.sampling_params)):
+            request.sampling_params = self._sign(request.sampling_params, Op(OpKind.FINISH, opens=submission.opens))
         collector = RequestOutputCollector(RequestOutputKind.DELTA, request.request_id)
         with self._alive():
             await self._llm._add_request(request, None, None, 0, collector)
         return self._outputs(collector)
 
-    async def check(self, session: Session, token_ids: list[int], sampling: Mapping[str, Any] | SamplingParams) -> None:
-        """Raise what :meth:`submit` would raise for these arguments, and send nothing."""
-        await self._request(session, token_ids, sampling_params(sampling), 0.0)
+    async def check(self, session: Session, submission: Submission) -> None:
+        """Raise what :meth:`submit` would raise, and send nothing."""
+        await self._request_of(session, submission)
 
     async def drop(self, session: Session, submitted: bool) -> None:
         """Abort: in the core, and once it may have been submitted in the output processor too."""
@@ -132,6 +125,10 @@ class VllmWire:
             finished = output.finished
             for completion in output.outputs:
                 yield _delta(completion, output.kv_transfer_params)
+
+    async def _request_of(self, session: Session, submission: Submission) -> EngineCoreRequest:
+        params = sampling_params(submission.sampling)
+        return await self._request(session, submission.token_ids, params, submission.arrival_time)
 
     async def _request(
         self, session: Session, token_ids: list[int], params: SamplingParams, arrival_time: float

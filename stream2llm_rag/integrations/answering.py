@@ -79,6 +79,8 @@ def describe(result: RAGResult) -> dict[str, Any]:
         "preemptions": dict(result.preemptions),
         "deadline_reached": result.deadline_reached,
         "retrieval_error": None if result.retrieval_error is None else str(result.retrieval_error),
+        "received_tokens": result.received_tokens,
+        "handover_error": result.handover_error,
     }
 
 

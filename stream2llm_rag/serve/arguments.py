@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.policy import DEFAULT_POLICY
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.serve.limits import Limits
@@ -14,6 +15,13 @@ from stream2llm_rag.serve.limits import Limits
 _DEFAULTS = Limits()
 _OPTIONS: tuple[tuple[str, type, Any, str], ...] = (
     ("--stream-policy", str, DEFAULT_POLICY, "The scheduling policy."),
+    ("--host-kv-gib", float, 0.0, "GiB of host memory, for each engine core, that keep KV which others took the place of."),
+    (
+        "--preempt",
+        str,
+        str(Preemption.AUTO),
+        "When KV is kept there: 'auto' where that is cheaper than to compute it again, 'swap' always, 'recompute' never.",
+    ),
     ("--max-streams", int, 1024, "Streams open at once."),
     (
         "--max-streams-per-client",
@@ -47,6 +55,7 @@ _OPTIONS: tuple[tuple[str, type, Any, str], ...] = (
         "Seconds for which a client may leave its answer unread.",
     ),
 )
+_CONNECTORS = ("kv_transfer_config", "kv_offloading_size")
 _WITHOUT_PLACE = ("headless", "grpc", "data_parallel_external_lb", "data_parallel_hybrid_lb")
 
 
@@ -66,6 +75,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     args: Namespace = root.parse_args(["serve", *arguments])
     args.model = args.model_tag or args.model
     _refuse_several_processes(args)
+    _refuse_connectors(args)
     return args
 
 
@@ -86,10 +96,20 @@ def _refuse_several_processes(args: Namespace) -> None:
     if (args.api_server_count or 1) != 1:
         raise InvalidInputError(
             f"--api-server-count={args.api_server_count}, but streams are served by one process. Leave it out; data "
-            "parallelism works behind one process, and other servers beside it."
+            "parallelism passes through one process, and other servers work beside it."
         )
     for option in _WITHOUT_PLACE:
         if getattr(args, option, False):
             raise InvalidInputError(f"--{option.replace('_', '-')} has no place for streams. Leave it out.")
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise InvalidInputError("VLLM_USE_RUST_FRONTEND is set, but vLLM's Rust front end takes in no routes. Unset it.")
+
+
+def _refuse_connectors(args: Namespace) -> None:
+    """A connector needs to know its engine's part (``role=``), and a server's engine is a whole one."""
+    for option in _CONNECTORS:
+        if getattr(args, option) is not None:
+            raise InvalidInputError(
+                f"--{option.replace('_', '-')} brings a KV connector, but the only one of a served engine is that of "
+                "--host-kv-gib. Leave it out; --host-kv-gib=N keeps KV in N GiB of host memory."
+            )

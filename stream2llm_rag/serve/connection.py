@@ -79,6 +79,7 @@ class Connection:
         self._limits = service.limits
         self._transport = transport
         self._session: Session | None = None
+        self._is_asked = False
         self._is_answering = False
         self._end: Error | GoneError | None = None
         self._records: list[Record] = []  # at most a few for each step until they are sent, or the client is too slow
@@ -118,21 +119,25 @@ class Connection:
             tasks.cancel_scope.cancel()
 
     async def _read(self, inbox: MemoryObjectSendStream[ClientMessage]) -> None:
-        """Always read: only so is a client that goes away noticed, whatever else is under way."""
+        """Read while others work, a few messages ahead: so a client that goes away is noticed, unless so many wait already."""
         worked_at = anyio.current_time()
         while True:
             message = self._checked(await self._receive(worked_at))
             if isinstance(message, Ping):
                 await self._send(Pong(sent_s=message.sent_s, server_time_s=time.monotonic()))
                 continue
+            self._is_asked |= isinstance(message, Finish)
             await inbox.send(message)
             worked_at = anyio.current_time()
 
     async def _receive(self, worked_at: float) -> bytes:
-        """What comes next; refused as idle when that takes too long."""
+        """What comes next; refused as idle when that takes too long.
+
+        After its question a client owes nothing but pings, from when that is read: what it waits for then is ours to bring.
+        """
         patience_s, because = self._limits.heartbeat_timeout_s, "sent nothing, not even a ping"
         left_s = worked_at + self._limits.idle_timeout_s - anyio.current_time()
-        if left_s < patience_s and not self._is_answering:
+        if left_s < patience_s and not self._is_asked:
             patience_s, because = max(0.0, left_s), "brought its stream no further"
         try:
             with anyio.fail_after(patience_s):

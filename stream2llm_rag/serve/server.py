@@ -96,7 +96,14 @@ class ServedEngine(Stream2LLMEngine):
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         given = _given(AsyncEngineArgs.from_cli_args(args))
-        return cls(given.pop("model"), policy=args.stream_policy, max_sessions=args.max_streams, **given)
+        return cls(
+            given.pop("model"),
+            policy=args.stream_policy,
+            max_sessions=args.max_streams,
+            host_kv_gib=args.host_kv_gib,
+            preempt=args.preempt,
+            **given,
+        )
 
     def _configure(self, args: AsyncEngineArgs) -> VllmConfig:
         from vllm.usage.usage_lib import UsageContext

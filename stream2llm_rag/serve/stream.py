@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
-from stream2llm_rag.engine.session import OutputDelta, Session
+from stream2llm_rag.engine.session import OutputDelta, Session, Submission
 from stream2llm_rag.errors import EngineUnreachable, InvalidInputError, Stream2LLMError
 from stream2llm_rag.serve.clock import RemoteClock
 from stream2llm_rag.serve.codes import error_of
@@ -88,16 +88,9 @@ class RemoteStream:
         kind = Append if op.kind is OpKind.APPEND else Update
         await self._send(kind(tokens=token_ids, num_remaining=op.num_remaining))
 
-    async def submit(
-        self,
-        session: Session,
-        token_ids: list[int],
-        sampling: Mapping[str, Any] | SamplingParams,
-        opens: bool,
-        arrival_time: float,
-    ) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Send the finish, of which only the suffix is new to the server; its outputs."""
-        await self._send(Finish(tokens=token_ids[session.num_tokens :], sampling=to_sampling(sampling)))
+        await self._send(Finish(tokens=submission.token_ids[session.num_tokens :], sampling=to_sampling(submission.sampling)))
         with self.lifeline.held():
             await self._accepted.wait()
         return self._answer()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,11 +14,14 @@ import pytest
 
 from stream2llm_rag import DisaggregatedEngine, Document, StreamingRAG
 from stream2llm_rag.errors import EngineDied, InvalidInputError
+from stream2llm_rag.integrations import BackgroundEngine
+from stream2llm_rag.integrations.langchain import StreamingRAGRunnable
+from stream2llm_rag.integrations.llama_index import StreamingRAGQueryEngine
 from stream2llm_rag.retrievers.base import InMemoryRetriever
 
 from .cases import GREEDY, Reference, collect, prompt, wrong_seeds
 from .conftest import computed
-from .disaggregated import Watched, WithholdingWire, kill, pair, processes_of, wrong_with_a_loss
+from .disaggregated import SWAPPING, Watched, WithholdingWire, kill, pair, processes_of, wrong_with_a_loss
 
 SEEDS = range(500, 512)
 pytestmark = pytest.mark.timeout(600)  # two engines start, one after the other
@@ -23,8 +29,8 @@ pytestmark = pytest.mark.timeout(600)  # two engines start, one after the other
 
 @pytest.fixture(scope="module")
 async def engine(model_path: Path) -> AsyncIterator[DisaggregatedEngine]:
-    """Every other step of the prefill engine evicts somebody at random first."""
-    async with pair(model_path, chaos=0.5) as engine:
+    """The prefill engine has little room, and evicts somebody at random before every other step; what it takes is kept."""
+    async with pair(model_path, chaos=0.5, prefill=SWAPPING) as engine:
         processes = processes_of(engine.prefill) + processes_of(engine.decode)
         yield engine
     _, alive = psutil.wait_procs(processes, timeout=30)
@@ -38,7 +44,9 @@ async def test_random_streams_answer_as_stock_vllm_does_on_kv_that_was_handed_ov
     assert await wrong_seeds(watched, reference, SEEDS) == []  # type: ignore[arg-type]  # has what a case needs
     assert len(watched.sessions) > len(SEEDS) // 2
     assert watched.not_handed_over() == []
-    assert engine.prefill.stats().cores[0].num_evictions > 0
+    core = engine.prefill.stats().cores[0]
+    assert core.num_swap_evictions == core.num_evictions > 0
+    assert core.num_blocks_in > 0
 
 
 async def test_without_the_offer_the_decode_engine_computes_the_prompt(
@@ -61,6 +69,28 @@ async def test_the_pipeline_runs_on_it_and_its_result_tells_of_the_hand_over(eng
     result = await StreamingRAG(engine, retriever, sampling=GREEDY).answer("How?")
     assert len(result.token_ids) == GREEDY["max_tokens"]
     assert (result.received_tokens, result.handover_error) == (result.prompt_tokens, None)
+
+
+class OnThisLoop(BackgroundEngine):
+    """An engine that is open already, on the loop that runs now."""
+
+    def __init__(self, engine: DisaggregatedEngine) -> None:
+        super().__init__(engine)
+        self._loop, self._thread = asyncio.get_running_loop(), threading.current_thread()
+        self._state, self._process_id = "open", os.getpid()
+
+
+async def test_both_frameworks_run_on_it_and_tell_of_the_hand_over(engine: DisaggregatedEngine) -> None:
+    background = OnThisLoop(engine)
+    retriever = InMemoryRetriever.from_documents([Document("Await it after calling cancel().", "https://docs.example/2")])
+    result = await StreamingRAG(engine, retriever, sampling=GREEDY).answer("How?")
+    chain = StreamingRAGRunnable(engine=background, retriever=retriever, sampling=GREEDY)
+    message = await chain.ainvoke("How?")
+    response = await StreamingRAGQueryEngine(background, retriever, sampling=GREEDY).aquery("How?")
+    assert message.text == str(response) == result.text
+    for told in (message.response_metadata, response.metadata):
+        assert told is not None
+        assert (told["received_tokens"], told["handover_error"]) == (result.prompt_tokens, None)
 
 
 async def test_what_is_refused_or_left_early_leaves_nothing_behind(engine: DisaggregatedEngine, reference: Reference) -> None:

@@ -22,13 +22,20 @@ from urllib.error import HTTPError, URLError
 import anyio
 import anyio.to_thread
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from stream2llm_rag.engine.session import Session
 from stream2llm_rag.errors import CapacityError, EngineDied, EngineStartError, EngineUnreachable
 from stream2llm_rag.prompt import PromptTemplate
 from stream2llm_rag.serve import RemoteEngine
+from stream2llm_rag.serve.addresses import stream_url
+from tests.serve.frames import FRAMES
 
 from .cases import GREEDY, Reference, collect, prompt, stream
+from .conftest import computed
 
 pytestmark = pytest.mark.timeout(900)  # the first test may have to wait for two engines to start
 
@@ -36,6 +43,7 @@ API_KEY = "sesame"
 MAX_STREAMS = 32
 HEARTBEAT_TIMEOUT_S = 3.0
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @dataclass
@@ -104,17 +112,12 @@ def wait_until_healthy(served: Server, log: Path) -> None:
     pytest.fail(f"the server ended with {served.process.returncode}:\n{log.read_text()[-4000:]}")
 
 
-async def until_nothing_is_held(served: Server) -> None:
-    """Wait until the engine has told of a step after which nothing was left."""
-    async with asyncio.timeout(120):
-        while True:
-            async with served.engine(tokenizer=object()) as engine:
-                await collect(engine.generate([5, 6, 7], {**GREEDY, "max_tokens": 2}))
-            levels = ("num_requests_partial", "num_requests_idle", "num_idle_blocks", "num_used_blocks")
-            held = [await anyio.to_thread.run_sync(served.metric, level) for level in levels]
-            if held == [0.0] * 4:
-                return
-            await asyncio.sleep(0.2)
+async def held(served: Server) -> dict[str, float]:
+    """What the server's engine holds after a last request, by the names of the series."""
+    async with served.engine(tokenizer=object()) as engine:
+        await collect(engine.generate([5, 6, 7], {**GREEDY, "max_tokens": 2}))
+    levels = ("num_requests_partial", "num_requests_idle", "num_idle_blocks", "num_used_blocks")
+    return {level: await anyio.to_thread.run_sync(served.metric, level) for level in levels}
 
 
 @pytest.mark.parametrize("updates", [False, True], ids=["append", "update"])
@@ -130,19 +133,31 @@ async def test_what_streamed_remotely_is_not_computed_again_and_is_told(server: 
     tokens = prompt(1500, 90)
     async with server.engine() as engine, await engine.open(tokens[:500]) as session:
         await session.append(tokens[500:1400])
-        async with asyncio.timeout(120):
-            while session.stats.computed_tokens < 1399:  # noqa: ASYNC110 - as records come in
-                await asyncio.sleep(0.01)
+        await computed(session, 1399)
         await collect(await session.finish(tokens[1400:], GREEDY))
         assert session.stats.overlap_tokens == 1399
         assert session.stats.computed_tokens == 1500
         assert session.stats.idle_s > 0
 
 
+@settings(max_examples=25)
+@given(frames=st.lists(FRAMES, min_size=1, max_size=8))
+async def test_whatever_a_client_sends_the_next_is_served(server: Server, frames: list[str | bytes]) -> None:
+    """That nothing stays held of it the next test shows."""
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with connect(stream_url(server.url), additional_headers=headers) as connection:
+        with contextlib.suppress(ConnectionClosed):
+            for frame in frames:
+                await connection.send(frame)
+    async with server.engine(tokenizer=object()) as engine, await engine.open([5]) as session:
+        assert len(await collect(await session.finish([6], GREEDY))) == GREEDY["max_tokens"]
+
+
 async def test_of_24_streams_a_third_vanishes_and_the_rest_is_right(server: Server, reference: Reference) -> None:
     """Half of the third close their sockets in the middle, the other half just fall silent, as after a power cut."""
     prompts = {number: prompt(200 + 20 * number, 60 + number) for number in range(24)}
     answers: dict[int, list[int]] = {}
+    silent: list[ClientConnection] = []
     opened = asyncio.Barrier(len(prompts))
 
     async def ask(engine: RemoteEngine, number: int) -> None:
@@ -151,24 +166,32 @@ async def test_of_24_streams_a_third_vanishes_and_the_rest_is_right(server: Serv
         await session.append(tokens[50:150])
         await opened.wait()
         if number % 3 == 0:
-            vanish(engine, session, silently=number % 2 == 0)
+            connection = vanish(engine, session)
+            if number % 2 == 0:
+                silent.append(connection)
+            else:
+                connection.transport.abort()
             return
         async with session:
             answers[number] = await collect(await session.finish(tokens[150:], GREEDY))
 
     async with server.engine() as engine:
         await asyncio.gather(*(ask(engine, number) for number in prompts))
-        await until_nothing_is_held(server)
+        async with asyncio.timeout(120):
+            for connection in silent:
+                await connection.wait_closed()  # by the server, which has missed them
+        assert set((await held(server)).values()) == {0.0}
+    assert len(silent) == 4
     assert len(answers) == 16
     assert answers == {number: await reference.answer(prompts[number]) for number in answers}
 
 
-def vanish(engine: RemoteEngine, session: Session, *, silently: bool) -> None:
+def vanish(engine: RemoteEngine, session: Session) -> ClientConnection:
+    """Neither listen nor show life any more, on the connection that is returned."""
     stream = engine._streams[session]
     for task in stream._tasks:
         task.cancel()
-    if not silently:
-        stream._connection.transport.abort()
+    return stream._connection
 
 
 async def test_the_openai_routes_work_beside_open_streams(server: Server, reference: Reference) -> None:
@@ -185,6 +208,12 @@ async def test_who_may_set_extra_arguments_cannot_forge_an_operation(server: Ser
     answer = await anyio.to_thread.run_sync(lambda: server.chat("Hello", vllm_xargs={"stream2llm": "finish"}))
     assert answer["usage"]["completion_tokens"] == 8  # an ordinary request
     assert server.metric("ops_refused_total") == before + 1
+
+
+def test_the_series_that_the_guide_names_are_those_of_the_server(server: Server) -> None:
+    exported = set(re.findall(r"^# TYPE (\S+)", server.get("/metrics"), re.MULTILINE))
+    named = set(re.findall(r"(?:stream2llm|vllm):\w+", (DOCS / "deploy.md").read_text()))
+    assert {"vllm:time_to_first_token_seconds", "stream2llm:num_used_blocks"} <= named <= exported
 
 
 async def test_a_wrong_key_opens_nothing(server: Server) -> None:

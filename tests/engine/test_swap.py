@@ -44,6 +44,8 @@ async def counted(engine: Stream2LLMEngine) -> EngineCounters:
         ({"host_kv_gib": float("nan")}, "host_kv_gib must be 0 or more, got nan"),
         ({"preempt": "sometimes"}, "no way to preempt called 'sometimes'"),
         ({"host_kv_gib": 1, "kv_transfer_config": {"kv_connector": "NixlConnector"}}, "Leave out kv_transfer_config="),
+        ({"kv_offloading_size": 1}, "kv_offloading_size= brings a KV connector that cannot stream"),
+        ({"host_kv_gib": 1, "role": "prefill", "kv_offloading_size": 1}, "host_kv_gib= keeps KV"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(arguments: dict[str, Any], complaint: str) -> None:

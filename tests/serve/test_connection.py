@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import anyio
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.feedback import StepKind
+from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.serve.codes import REFUSALS
 from stream2llm_rag.serve.connection import Connection, GoneError
 from stream2llm_rag.serve.limits import Limits
@@ -39,6 +39,8 @@ from stream2llm_rag.serve.messages import (
     encode,
 )
 from stream2llm_rag.serve.service import Service
+
+from .frames import FRAMES
 
 NUM_ANSWER_TOKENS = 8
 
@@ -236,6 +238,19 @@ async def test_pings_alone_do_not_keep_a_stream_for_ever(fake: FakeEngine) -> No
     assert not fake.sessions
 
 
+async def test_a_client_that_has_asked_may_wait_longer_for_its_answer_than_a_stream_may_rest(tokenizer: Any) -> None:
+    idle_timeout_s = 0.02
+
+    class Thinking(FakeEngine):
+        async def submit(self, *args: Any) -> AsyncIterator[OutputDelta]:
+            await anyio.sleep(5 * idle_timeout_s)
+            return await super().submit(*args)
+
+    wire = await talk(make_service(Thinking(tokenizer), idle_timeout_s=idle_timeout_s), Open(tokens=[5]), Finish(tokens=[6]))
+    assert len(wire.answer) == NUM_ANSWER_TOKENS
+    assert wire.closed == (1000, "")
+
+
 async def test_a_client_that_reads_nothing_is_dropped(fake: FakeEngine) -> None:
     class Stalled(Wire):
         async def send(self, text: str) -> None:
@@ -271,31 +286,6 @@ async def test_a_failure_of_ours_is_told_without_its_inside(
     assert wire.error.code == "internal"
     assert "secret" not in wire.error.message
     assert "a secret" in caplog.text
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-TYPES = st.sampled_from(["describe", "open", "append", "update", "finish", "cancel", "ping", "opened", "error", ""])
-FIELDS = st.fixed_dictionaries(
-    {"type": TYPES},
-    optional={
-        "tokens": st.lists(st.integers(-3, 3000), max_size=5) | JSON,
-        "text": st.text(max_size=8) | JSON,
-        "formatted": JSON,
-        "num_remaining": st.integers(-1, 3) | JSON,
-        "cache_salt": st.text(max_size=4) | JSON,
-        "sampling": st.dictionaries(st.sampled_from(["max_tokens", "temperature", "stop", "extra_args", "n"]), JSON) | JSON,
-        "sent_s": JSON,
-        "surprise": JSON,
-    },
-)
-SOUND: st.SearchStrategy[str] = st.sampled_from(
-    [encode(m) for m in (Open(tokens=[5]), Append(tokens=[6]), Update(tokens=[7]), Finish(tokens=[8]), Ping(), Describe())]
-)
-FRAMES = st.one_of(SOUND, FIELDS.map(json.dumps), JSON.map(json.dumps), st.text(max_size=20), st.binary(max_size=20))
 
 
 @given(frames=st.lists(FRAMES, max_size=8))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +93,40 @@ def test_the_image_runs_the_command_with_what_it_copied() -> None:
 def test_the_image_has_the_vllm_that_is_tested() -> None:
     [version] = re.findall(r"^FROM vllm/vllm-openai:v(.*)$", DOCKERFILE, re.MULTILINE)
     assert f"vllm=={version}\n" in (ROOT / "requirements" / "gpu.txt").read_text()
+
+
+def health_check() -> list[str]:
+    [command] = re.findall(r"^HEALTHCHECK .*\n *CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    interpreter, *rest = json.loads(command)
+    assert interpreter == "python3"
+    return [sys.executable, *rest]
+
+
+@pytest.mark.parametrize(("status", "is_well"), [(200, True), (503, False)])
+def test_the_health_check_asks_where_it_is_told_to(status: int, is_well: bool) -> None:
+    asked = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        url = f"http://127.0.0.1:{server.server_port}/health"
+        done = subprocess.run(health_check(), env={**os.environ, "STREAM2LLM_HEALTH_URL": url}, capture_output=True)
+        answering.join()
+    assert asked == ["/health"]
+    assert (done.returncode == 0) == is_well
+
+
+def test_unless_it_is_told_the_health_check_asks_where_the_command_listens() -> None:
+    [url] = re.findall(r"^ENV STREAM2LLM_HEALTH_URL=(.*)$", DOCKERFILE, re.MULTILINE)
+    assert url == f"http://127.0.0.1:{parse(['model']).port}/health"
 
 
 def test_series_that_the_guide_names_exist() -> None:

@@ -15,6 +15,8 @@ import pytest
 from starlette.applications import Starlette
 
 from stream2llm_rag.cli.app import app
+from stream2llm_rag.engine.engine import Stream2LLMEngine
+from stream2llm_rag.engine.swap.connector import SwapConnector
 from stream2llm_rag.errors import EngineStartError, InvalidInputError, MissingExtraError, UnsupportedError
 from stream2llm_rag.serve import server
 from stream2llm_rag.serve.arguments import limits_of, parse
@@ -54,6 +56,29 @@ def test_vllms_options_reach_the_engine_as_they_are(model_path: Path) -> None:
     assert engine._max_sessions == 7
 
 
+def test_its_engine_has_the_host_memory_that_was_asked_for(model_path: Path) -> None:
+    engine = ServedEngine.of(parse([str(model_path), "--host-kv-gib=2.5", "--preempt=swap"]))
+    connector = engine._connector()
+    assert connector.kv_connector == SwapConnector.__name__
+    assert connector.kv_connector_extra_config == {"host_kv_gib": 2.5}
+    assert engine._settings.preempt == "swap"
+
+
+def test_without_options_it_has_none_as_in_the_library(model_path: Path) -> None:
+    served, own = ServedEngine.of(parse([str(model_path)])), Stream2LLMEngine(model_path)
+    assert served._host_kv_gib == own._host_kv_gib == 0
+    assert served._settings.preempt == own._settings.preempt
+
+
+@pytest.mark.parametrize("others", [[], ["--host-kv-gib=1"]])
+@pytest.mark.parametrize(
+    "option", ['--kv-transfer-config={"kv_connector":"NixlConnector","kv_role":"kv_both"}', "--kv-offloading-size=1"]
+)
+def test_a_connector_of_the_users_is_refused_by_name(option: str, others: list[str]) -> None:
+    with pytest.raises(InvalidInputError, match=f"{option.split('=')[0]} brings a KV connector"):
+        parse(["model", option, *others])
+
+
 def test_its_engine_has_the_batch_sizes_of_vllms_server(model_path: Path) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -90,6 +115,8 @@ def test_vllms_other_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ("--stream-policy=luck", "luck"),
         ("--max-streams=0", "max_sessions"),
+        ("--host-kv-gib=-1", "host_kv_gib"),
+        ("--preempt=sometimes", "sometimes"),
         ("--stream-idle-timeout-s=0", "idle_timeout_s"),
         ("--scheduler-cls=mine", "scheduler_cls"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
 from stream2llm_rag.engine.handover import HandoverWire
-from stream2llm_rag.engine.session import OutputDelta, Session
+from stream2llm_rag.engine.session import OutputDelta, Session, Submission
 from stream2llm_rag.errors import EngineDied, InvalidInputError, LifecycleError
 
 OFFER = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]]}
@@ -38,10 +38,10 @@ class Prefill(FakeEngine):
         self.sampling: list[Any] = []
         self.dropped: list[bool] = []
 
-    async def submit(self, session: Session, token_ids: list[int], sampling: Any, *args: Any) -> AsyncIterator[OutputDelta]:
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         self.lifeline.check()
-        self.sampling.append(sampling)
-        return self._offering(await super().submit(session, token_ids, sampling, *args))
+        self.sampling.append(submission.sampling)
+        return self._offering(await super().submit(session, submission))
 
     async def send(self, *args: Any) -> None:
         self.lifeline.check()
@@ -67,16 +67,14 @@ class Decode(FakeEngine):
         self.opens: list[bool] = []
         self.dropped: list[bool] = []
 
-    async def check(self, session: Session, token_ids: list[int], sampling: Any) -> None:
-        if isinstance(sampling, Mapping) and sampling.get("max_tokens") == 0:
+    async def check(self, session: Session, submission: Submission) -> None:
+        if isinstance(submission.sampling, Mapping) and submission.sampling.get("max_tokens") == 0:
             raise InvalidInputError("max_tokens must be at least 1, got 0.")
 
-    async def submit(
-        self, session: Session, token_ids: list[int], sampling: Any, opens: bool, arrival_time: float
-    ) -> AsyncIterator[OutputDelta]:
-        self.sampling.append(sampling)
-        self.opens.append(opens)
-        return await super().submit(session, token_ids, sampling, opens, arrival_time)
+    async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
+        self.sampling.append(submission.sampling)
+        self.opens.append(submission.opens)
+        return await super().submit(session, submission)
 
     async def drop(self, session: Session, submitted: bool) -> None:
         self.dropped.append(submitted)
