@@ -164,7 +164,8 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
     ("vllm.config", "CompilationConfig"): "static_forward_context",
     ("vllm.config", "KVTransferConfig"): "kv_connector kv_connector_extra_config kv_connector_module_path kv_role",
     ("vllm.config", "ModelConfig"): (
-        "dtype enforce_eager is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name use_mla"
+        "dtype enforce_eager is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name"
+        " use_mla"
     ),
     ("vllm.config", "SchedulerConfig"): "async_scheduling max_num_batched_tokens scheduler_cls",
     ("vllm.config", "ParallelConfig"): "data_parallel_backend pipeline_parallel_size tensor_parallel_size",
