@@ -20,6 +20,7 @@ _STOP_WORDS_TEXT = """
     no not of on or our should so some such than that the their them then there these they this those to use using was we were
     what when where which who whom whose why will with would you your
 """
+_OTHER = ""  # stands for words that were not asked for: they count for the length alone, and BM25L would weigh each of them
 _STOP_WORDS = frozenset(_STOP_WORDS_TEXT.split())
 _SENTENCE = re.compile(r".+?(?:[.!?]\s+|[\u3002\uff01\uff1f]|\Z)", re.DOTALL)  # \u3002 and so on: full stops of CJK
 _PASSAGE_CHARS = 800
@@ -41,7 +42,8 @@ def scores_of(question: str, texts: Sequence[str]) -> list[float]:
     if not asked:
         return [0.0] * len(texts)
     # With a delta of 0 BM25L is BM25 whose IDF is never negative, so that a common word does not count against a text.
-    scores = BM25L([*map(_terms, texts), asked], delta=0).get_scores(asked).tolist()
+    corpus = [[term if term in asked else _OTHER for term in _terms(text)] for text in texts]
+    scores = BM25L([*corpus, asked], delta=0).get_scores(asked).tolist()
     best = scores.pop()
     return [min(1.0, score / best) for score in scores]
 
