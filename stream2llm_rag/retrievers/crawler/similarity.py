@@ -12,12 +12,11 @@ few lines of :func:`signature_of`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
-
-from stream2llm_rag.retrievers.crawler.relevance import terms_of
 
 NUM_PLACES = 128
 SIGNATURE_BYTES = 4 * NUM_PLACES
@@ -31,9 +30,9 @@ _Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
 _Places = np.ndarray[tuple[int], np.dtype[np.uint32]]
 
 
-def signature_of(text: str) -> bytes | None:
-    """The signature of a text, in SIGNATURE_BYTES; None where it is too short for one."""
-    hashes = np.unique(_hashes_of_runs(terms_of(text)))  # in order, so the first of a place is its least
+def signature_of(terms: Sequence[str]) -> bytes | None:
+    """The signature of a text with these words, in SIGNATURE_BYTES; None where it is too short for one."""
+    hashes = np.unique(_hashes_of_runs(terms))  # in order, so the first of a place is its least
     if len(hashes) < _MIN_RUNS:
         return None
     firsts = np.searchsorted(hashes, _FIRST_OF_PLACE)
@@ -42,7 +41,7 @@ def signature_of(text: str) -> bytes | None:
     return np.where(sizes, least, _EMPTY).astype("<u4").tobytes()
 
 
-def _hashes_of_runs(terms: list[str]) -> _Hashes:
+def _hashes_of_runs(terms: Sequence[str]) -> _Hashes:
     """A hash of each run of words, the same in every process."""
     if len(terms) < _RUN:
         return np.empty(0, np.uint64)
@@ -80,7 +79,7 @@ class Signatures:
         if not self._sources:
             return None
         seen, places = self._places[: len(self._sources)], _decode(signature)
-        num_empty = ((seen == _EMPTY) & (places == _EMPTY)).sum(axis=1)
+        num_empty = (seen[:, places == _EMPTY] == _EMPTY).sum(axis=1)  # in both
         shares = ((seen == places).sum(axis=1) - num_empty) / (NUM_PLACES - num_empty)
         best = int(shares.argmax())
         return Likeness(self._sources[best], float(shares[best]))

@@ -21,6 +21,7 @@ ScopeKind = Literal["host", "prefix", "any"]
 
 MAX_URL_LENGTH = 2_048  # the limit of sitemaps.org; longer links are generated junk, and every queued URL costs memory
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_ABSOLUTE = re.compile(r"https?://[^/?#]")  # to join it with a base takes as long as the rest
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 
 
@@ -30,7 +31,19 @@ def canonicalize(url: str, base: str = "") -> CanonicalUrl | None:
     None for what a crawler cannot fetch: other schemes, no host, credentials, an impossible port, or too long a URL.
     """
     try:
-        parts = urlsplit(canonicalize_url(urljoin(base, url.strip())))
+        absolute = url.strip()
+        if not _ABSOLUTE.match(absolute):
+            absolute = urljoin(base, absolute)
+    except ValueError:
+        return None
+    # Most links of a page stand on its neighbours, too. The longest are not worth their memory.
+    return _canonical(absolute) if len(absolute) <= MAX_URL_LENGTH else _canonical.__wrapped__(absolute)
+
+
+@lru_cache(maxsize=4096)
+def _canonical(absolute: str) -> CanonicalUrl | None:
+    try:
+        parts = urlsplit(canonicalize_url(absolute))
         port = parts.port
     except ValueError:
         return None

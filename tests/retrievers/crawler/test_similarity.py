@@ -4,11 +4,17 @@ import random
 
 import pytest
 
-from stream2llm_rag.retrievers.crawler.similarity import SIGNATURE_BYTES, Signatures, signature_of
+from stream2llm_rag.retrievers.crawler.relevance import terms_of
+from stream2llm_rag.retrievers.crawler.similarity import SIGNATURE_BYTES, Signatures
+from stream2llm_rag.retrievers.crawler.similarity import signature_of as signature_of_terms
 
 from .conftest import crawl
 
 WORDS = [f"word{i}" for i in range(5_000)]
+
+
+def signature_of(text: str) -> bytes | None:
+    return signature_of_terms(terms_of(text))
 
 
 def text_of(seed: int, num_words: int = 400) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from urllib.parse import urljoin
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +73,11 @@ def test_canonicalising_twice_changes_nothing_more(url):
     assert canonicalize(once) == once
     stripped = strip_tracking(once)
     assert strip_tracking(stripped) == stripped == canonicalize(stripped)
+
+
+@given(URLS | st.text("htps:/?#a. \t\n").map("http:/".__add__), st.sampled_from(["http://base/a/b", "https://base"]))
+def test_what_is_absolute_already_is_joined_to_nothing(url, base):
+    assert canonicalize(url, base=base) == canonicalize(urljoin(base, url.strip()))
 
 
 @given(st.text(max_size=60), st.sampled_from(["", "http://h/a/b"]))
