@@ -21,7 +21,7 @@ ScopeKind = Literal["host", "prefix", "any"]
 
 MAX_URL_LENGTH = 2_048  # the limit of sitemaps.org; longer links are generated junk, and every queued URL costs memory
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_ABSOLUTE = re.compile(r"https?://[^/?#]")  # to join it with a base takes as long as the rest
+_ABSOLUTE = re.compile(r"https?://[\w\[]")  # to join it with a base takes as long as the rest
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 
 
