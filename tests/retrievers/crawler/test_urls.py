@@ -75,7 +75,7 @@ def test_canonicalising_twice_changes_nothing_more(url):
     assert strip_tracking(stripped) == stripped == canonicalize(stripped)
 
 
-@given(URLS | st.text("htps:/?#a. \t\n").map("http:/".__add__), st.sampled_from(["http://base/a/b", "https://base"]))
+@given(URLS | st.text("htps:/?#a.@%2").map("http:/".__add__), st.sampled_from(["http://base/a/b", "https://base"]))
 def test_what_is_absolute_already_is_joined_to_nothing(url, base):
     assert canonicalize(url, base=base) == canonicalize(urljoin(base, url.strip()))
 
