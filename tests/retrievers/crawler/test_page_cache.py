@@ -4,12 +4,16 @@ import asyncio
 import gzip
 import sqlite3
 from email.utils import formatdate
+from tempfile import TemporaryDirectory
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stream2llm_rag.errors import CrawlError, InvalidInputError, LifecycleError
 from stream2llm_rag.retrievers.crawler import PageCache, WebCrawler
+from stream2llm_rag.retrievers.crawler.page_cache import Stored
 
 from .conftest import crawl
 
@@ -275,3 +279,43 @@ async def test_a_confirmation_with_a_header_that_is_no_text_confirms(site, cache
     site.pages["/"] = handler
     assert (await cached())[0] == ["first"]
     assert caplog.records == []
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["http://h/", "http://h/a", "https://h/a", "http://h/a?b"]),
+        st.sampled_from(["one any", "one public", "other any"]),  # scopes
+        st.sampled_from([None, "one", "other"]),  # digests of cookies
+        st.sampled_from([0, 1, 100]),  # bytes of the body
+        st.sampled_from([0, 50, 100]),  # the most that is asked for
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS)
+def test_what_is_found_is_what_was_stored_last_for_the_same_and_no_more_than_is_asked_for(steps):
+    async def main(folder):
+        cache, kept = PageCache(folder), {}
+        await cache.open()
+        try:
+            for number, (url, scope, cookie, num_bytes, max_bytes) in enumerate(steps):
+                headers = {} if cookie is None else {"cookie": cookie}
+                lookup = await cache.look_up(url, headers, scope=scope, max_bytes=max_bytes)
+                kept_cookie, kept_page = kept.get((url, scope), (None, None))
+                is_found = kept_page is not None and kept_cookie == cookie and len(kept_page.body) <= max_bytes
+                assert lookup.is_fresh == is_found
+                assert lookup.stored in (None, kept_page)  # not fresh, it waits to be confirmed
+                assert lookup.stored is not None or not is_found
+                assert lookup.stored is None or len(lookup.stored.body) <= max_bytes
+                if not is_found:
+                    page = Stored(f"text/html; n={number}", bytes(num_bytes))
+                    answer = {"content-type": page.content_type, "cache-control": "max-age=600", "vary": "Cookie"}
+                    await cache.store(lookup, page, answer)
+                    kept[url, scope] = cookie, page
+        finally:
+            await cache.aclose()
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(main(folder))
