@@ -21,7 +21,7 @@ def crawled(folder, num_pages: int, *options: str) -> dict:
     command = [sys.executable, "-m", "tests.sites", "--quick", "--pages", str(num_pages), "--copies", "1", "--json", str(path)]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert path.exists(), done.stderr
-    assert done.stderr == ""
+    assert "hishel" not in done.stderr  # which logs what it cannot keep
     return json.loads(path.read_text())
 
 
