@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import islice
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import lxml.html  # type: ignore[import-untyped]
 import trafilatura
@@ -19,7 +19,7 @@ from stream2llm_rag.retrievers.crawler.dates import date_of
 from stream2llm_rag.retrievers.crawler.lists import entries_of
 from stream2llm_rag.retrievers.crawler.pages import Link, Outline, Page
 from stream2llm_rag.retrievers.crawler.relevance import scores_of
-from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, strip_tracking
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, path_of, strip_tracking
 
 _MAX_LINKS = 2_000  # of one page, in document order
 _MAX_TITLE_CHARS = 300
@@ -112,8 +112,7 @@ def _label(element: _Element) -> Iterator[str]:
 
 
 def _address_words(url: CanonicalUrl) -> str:
-    parts = urlsplit(url)
-    return unquote(f"{parts.path} {parts.query}")
+    return unquote(path_of(url))
 
 
 def _scored(links: dict[CanonicalUrl, list[str]], question: str | None) -> tuple[Link, ...]:

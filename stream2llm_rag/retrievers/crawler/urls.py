@@ -15,7 +15,7 @@ from w3lib.url import canonicalize_url
 from stream2llm_rag.errors import InvalidInputError
 
 CanonicalUrl = NewType("CanonicalUrl", str)
-"""An absolute http(s) URL as :func:`canonicalize` spells it."""
+"""An absolute http(s) URL as :func:`canonicalize` spells it: with a ``/`` after the host, and no credentials or fragment."""
 
 ScopeKind = Literal["host", "prefix", "any"]
 
@@ -59,9 +59,9 @@ def _canonical(absolute: str) -> CanonicalUrl | None:
 
 def strip_tracking(url: CanonicalUrl) -> CanonicalUrl:
     """``url`` without the query parameters that only say where a visitor came from. Two URLs equal here are one page."""
-    parts = urlsplit(url)
-    if not parts.query:
+    if "?" not in url:
         return url
+    parts = urlsplit(url)
     # One parameter at a time: courlan's own pass over a whole query drops those that have no value, and they can matter.
     kept = [pair for pair in parts.query.split("&") if not _is_tracker(pair.partition("=")[0])]
     return CanonicalUrl(urlunsplit(parts._replace(query="&".join(kept))))
@@ -74,13 +74,17 @@ def _is_tracker(parameter: str) -> bool:
 
 def origin_of(url: CanonicalUrl) -> str:
     """``scheme://host[:port]`` (RFC 6454): what robots.txt and politeness are about."""
-    scheme, netloc, *_ = urlsplit(url)
-    return f"{scheme}://{netloc}"
+    return url[: url.index("/", url.index("//") + 2)]
 
 
 def site_of(url: CanonicalUrl) -> str:
     """``host[:port]``, the port only where it is not the scheme's own: http and https on their usual ports are one site."""
-    return urlsplit(url).netloc
+    return url.split("/", 3)[2]
+
+
+def path_of(url: CanonicalUrl) -> str:
+    """What follows the host, with its query, if any."""
+    return url[len(origin_of(url)) :]
 
 
 def host_and_port(url: CanonicalUrl) -> tuple[str, int]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,8 @@ from stream2llm_rag.retrievers.crawler.urls import (
     host_and_port,
     origin_of,
     parse_seed,
+    path_of,
+    site_of,
     strip_tracking,
 )
 
@@ -70,6 +72,8 @@ def test_different_urls_stay_different(one, other):
 def test_canonicalising_twice_changes_nothing_more(url):
     once = canonicalize(url)
     assert once is not None
+    assert origin_of(once) + path_of(once) == once
+    assert origin_of(once).rpartition("/")[2] == site_of(once) == urlsplit(once).netloc
     assert canonicalize(once) == once
     stripped = strip_tracking(once)
     assert strip_tracking(stripped) == stripped == canonicalize(stripped)
