@@ -13,6 +13,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -79,11 +81,25 @@ def run(contestant: Contestant, task: Task, folder: Path) -> dict[str, Any]:
     return {**outcome, "crawler": contestant.name, "extractor": task.extractor, "peak_bytes": peak.num_bytes}
 
 
-def measure(site: Site, num_rounds: int, extractor: str, folder: Path) -> list[dict[str, Any]]:
+@contextmanager
+def served(site: Site, *, one_core: bool) -> Iterator[Site]:
+    """The site; where there is ``one_core`` for each crawler, on the other cores."""
+    cores = os.sched_getaffinity(0)
+    crawlers = {min(cores)} if one_core else cores
+    os.sched_setaffinity(0, cores - crawlers or cores)
+    try:
+        with running(site) as started:
+            os.sched_setaffinity(0, crawlers)
+            yield started
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def measure(site: Site, num_rounds: int, extractor: str, folder: Path, *, one_core: bool = False) -> list[dict[str, Any]]:
     """All contestants in turn, another one first each time."""
     runs = []
     field = contestants(folder)
-    with running(site) as site:
+    with served(site, one_core=one_core) as site:
         library = site.library
         task = Task(library.entrance, library.hosts, site.num_pages, QUESTION, ANSWER, extractor)
         for number in range(num_rounds):
@@ -121,18 +137,20 @@ def main() -> None:
     parser.add_argument("--paragraphs", type=int, nargs="+", default=[NUM_PARAGRAPHS], help="of each page")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--extractors", nargs="+", choices=EXTRACTORS, default=list(EXTRACTORS))
+    parser.add_argument("--one-core", action="store_true", help="hold each crawler to one core, and the site to the others")
     parser.add_argument("--environments", type=Path, default=FOLDER)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     runs = []
     for extractor, num_paragraphs in product(given.extractors, given.paragraphs):
         site = Site(given.pages, num_paragraphs=num_paragraphs, latency_s=LATENCY_S)
-        measured = measure(site, given.rounds, extractor, given.environments.absolute())
+        measured = measure(site, given.rounds, extractor, given.environments.absolute(), one_core=given.one_core)
         work = f"{given.pages} pages of {num_paragraphs} paragraphs, medians of {given.rounds} rounds, {os.cpu_count()} cores"
         print(f"\n{extractor}, {work}\n{table(measured)}")
         runs += measured
     if given.json:
-        given.json.write_text(json.dumps({"machine": platform.platform(), "num_cores": os.cpu_count(), "runs": runs}, indent=1))
+        machine = {"machine": platform.platform(), "num_cores": os.cpu_count(), "one_core": given.one_core}
+        given.json.write_text(json.dumps({**machine, "runs": runs}, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -63,7 +64,9 @@ def ask(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", file_okay=False, help="Keep pages in DIR from one crawl to the next.")
     ] = None,
-    proxy: Annotated[str | None, typer.Option(metavar="URL", help="Crawl through this HTTP proxy.")] = None,
+    proxy: Annotated[
+        str | None, typer.Option(metavar="URL", help="Crawl through this HTTP proxy, also one with a private address.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = DEFAULT_MAX_TOKENS,
     temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest answer.")] = 0.0,
     answer_by_s: Annotated[
@@ -85,7 +88,7 @@ def ask(
         "allow_private_hosts": allow_private_host or (),
         "cache": cache,
         "proxy": proxy,
-        "allow_private_proxies": allow_private_host or (),
+        "allow_private_proxies": _hosts_in(proxy),  # who writes --proxy means it, wherever it is
     }
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
     engine_args = parse_engine_args(engine_arg)
@@ -96,6 +99,14 @@ def ask(
         result = asyncio.run(_answer(request, terminal))
         _show_sources(result, terminal)
         _store(result, json_file, timeline)
+
+
+def _hosts_in(url: str | None) -> tuple[str, ...]:
+    try:
+        host = urlsplit(url or "").hostname
+    except ValueError:  # the crawler says what is wrong with it
+        host = None
+    return (host,) if host else ()
 
 
 async def _answer(request: Request, terminal: Terminal) -> RAGResult:

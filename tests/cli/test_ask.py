@@ -91,6 +91,30 @@ def test_pages_can_be_kept_from_one_crawl_to_the_next(site: Site, tmp_path: Path
 
 
 @pytest.mark.usefixtures("fake_engine")
+def test_a_private_proxy_needs_only_to_be_named(site: Site, tmp_path: Path) -> None:
+    site.pages["http://docs.example/"] = html("Through the proxy")
+    proxied = ("--url", "http://docs.example/", "--proxy", site.url, "--json", tmp_path / "ask.json")
+    done = run("ask", QUESTION, "--model", "tiny", *proxied)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((tmp_path / "ask.json").read_text())["sources"] == ["http://docs.example/"]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_it_opens_no_way_to_its_own_host(site: Site) -> None:
+    done = run("ask", QUESTION, "--model", "tiny", "--url", site.url, "--proxy", site.url)
+    assert done.exit_code != 0
+    assert "allow_private_hosts does not name this host" in unboxed(done.stderr)
+
+
+@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.parametrize("proxy", ["http://[", "proxy:3128", "http://proxy:3128/path"])
+def test_what_is_no_proxy_is_named(site: Site, proxy: str) -> None:
+    done = ask(site, "--proxy", proxy)
+    assert done.exit_code != 0
+    assert "proxy is 'http://host:port'" in unboxed(done.stderr)
+
+
+@pytest.mark.usefixtures("fake_engine")
 @pytest.mark.parametrize(
     ("title", "shown"),
     [

@@ -34,13 +34,14 @@ class Report:
     num_pages: int = 0
     num_skipped: int = 0
     num_retries: int = 0
+    num_from_cache: int = 0
     elapsed_s: float = 0.0
     peak_bytes: int = 0
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-async def crawl(site: Site, extract: str, page_timeout_s: float, timeout_s: float) -> list[Append]:
+async def crawl(site: Site, extract: str, page_timeout_s: float, timeout_s: float, cache: Path | None = None) -> list[Append]:
     """Read the whole site."""
     crawler = WebCrawler(
         [site.library.entrance],
@@ -54,6 +55,7 @@ async def crawl(site: Site, extract: str, page_timeout_s: float, timeout_s: floa
         extract_timeout_s=page_timeout_s,
         concurrency=32,
         allow_private_hosts=site.hosts,
+        cache=cache,
         extractor=extract,
     )
     async with crawler:
@@ -69,6 +71,7 @@ def judge(site: Site, deltas: list[Append]) -> Report:
             said[document.source].append(f"{COMES} with Straße" if "Straße" in document.text else COMES)
         for event in delta.events:
             report.num_retries += event.kind == "retry"
+            report.num_from_cache += any(step.category in ("cache", "confirmed") for step in event.steps)
             if event.kind == "skip":
                 said[event.source].append(event.detail)
     report.num_pages = sum(len(delta.documents) for delta in deltas)
@@ -107,9 +110,8 @@ def show(report: Report) -> str:
     """A table."""
     said = ((name, outcome, num) for name, outcomes in sorted(report.outcomes.items()) for outcome, num in outcomes.items())
     lines = [f"{num:>6}  {name:24} {outcome}" for name, outcome, num in said]
-    lines += [
-        f"{report.num_pages} pages, {report.num_skipped} skipped, {report.num_retries} retries in {report.elapsed_s:.1f} s"
-    ]
+    counts = f"{report.num_pages} pages ({report.num_from_cache} from the cache), {report.num_skipped} skipped"
+    lines += [f"{counts}, {report.num_retries} retries in {report.elapsed_s:.1f} s"]
     lines += [f"peak memory of the crawler's processes: {report.peak_bytes / 1e6:.0f} MB"]
     return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in report.problems)])
 
@@ -120,15 +122,20 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=3, help="pages of each trap")
     parser.add_argument("--page-timeout-s", type=float, default=4.0)
     parser.add_argument("--timeout-s", type=float, default=900.0)
+    parser.add_argument("--cache", type=Path, help="crawl twice, and keep the pages in this folder in between")
     parser.add_argument("--quick", action="store_true", help="take all visible text instead of trafilatura's main text")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     extract = extractor.QUICK if given.quick else extractor.REAL
     with running(Site(given.pages, given.copies)) as site, watching(os.getpid(), except_for=site.pid) as peak:
         started_s = time.monotonic()
-        deltas = asyncio.run(crawl(site, extract, given.page_timeout_s, given.timeout_s))
-        report = judge(site, deltas)
+        reports = [
+            judge(site, asyncio.run(crawl(site, extract, given.page_timeout_s, given.timeout_s, given.cache)))
+            for _ in range(2 if given.cache else 1)
+        ]
+        report = reports[-1]
         report.elapsed_s = time.monotonic() - started_s
+    report.problems = [problem for each in reports for problem in each.problems]
     report.peak_bytes = peak.num_bytes
     if given.json:
         given.json.write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False))

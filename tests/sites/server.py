@@ -20,6 +20,7 @@ from tests.sites.traps import Answer, Trap, all_traps
 
 NUM_LIBRARY_HOSTS = 8
 _ATTEMPTS = 20
+_PAGE_HEADERS = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "max-age=600"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _handler(site: Site) -> Answer:
     async def handle(request: web.Request) -> web.StreamResponse:
         if request.path in pages:
             await asyncio.sleep(site.latency_s)
-            return web.Response(body=pages[request.path], content_type="text/html", charset="utf-8")
+            return web.Response(body=pages[request.path], headers=_PAGE_HEADERS)
         if request.path == "/robots.txt":
             trap = by_address.get(request.url.host or "")
             return await trap.robots(request) if trap and trap.robots else web.Response(status=404)

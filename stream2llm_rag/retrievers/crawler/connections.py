@@ -34,7 +34,7 @@ class Connections:
         self._proxy = proxy
         allowance = "allow_private_hosts" if proxy is None else "allow_private_proxies"
         self._resolver = _Resolver()
-        self._guarded = _session(headers, self._resolver, partial(_guarded_socket, allowance))
+        self._guarded = _session(headers, _GuardedResolver(self._resolver, allowance), partial(_guarded_socket, allowance))
         self._unguarded = _session(headers, self._resolver, None)
 
     async def aclose(self) -> None:
@@ -78,8 +78,33 @@ class _Resolver(AbstractResolver):
         await self._resolver.close()
 
 
+class _GuardedResolver(AbstractResolver):
+    """Leaves out the addresses that are refused: by the time that a socket is made, many refusals are one vague error.
+
+    It guards nothing by itself, as addresses in URLs pass it by.
+    """
+
+    def __init__(self, resolver: _Resolver, allowance: str) -> None:
+        self._resolver = resolver
+        self._allowance = allowance
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        """The addresses of ``host`` that may be reached. AddressRefusedError where there are none but others."""
+        found = await self._resolver.resolve(host, port, family)
+        if allowed := [each for each in found if refusal(each["host"]) is None]:
+            return allowed
+        raise _refused(str(refusal(found[0]["host"])), self._allowance)
+
+    async def close(self) -> None:
+        """Nothing: the one underneath is shared."""
+
+
+def _refused(reason: str, allowance: str) -> AddressRefusedError:
+    return AddressRefusedError(f"{reason}, and {allowance} does not name this host")
+
+
 def _session(
-    headers: Mapping[str, str], resolver: _Resolver, socket_factory: aiohttp.SocketFactoryType | None
+    headers: Mapping[str, str], resolver: AbstractResolver, socket_factory: aiohttp.SocketFactoryType | None
 ) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         # No limit of its own: waiting for a connection would count as time of the page. Politeness limits requests.
@@ -95,5 +120,5 @@ def _guarded_socket(allowance: str, addr_info: aiohttp.AddrInfoType) -> socket.s
     family, kind, protocol, _, address = addr_info
     reason = refusal(str(address[0]))
     if reason is not None:
-        raise AddressRefusedError(f"{reason}, and {allowance} does not name this host")
+        raise _refused(reason, allowance)
     return socket.socket(family, kind, protocol)

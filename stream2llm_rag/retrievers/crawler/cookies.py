@@ -17,6 +17,7 @@ from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, parse_seed
 GivenCookies: TypeAlias = Mapping[str, Mapping[str, str]]
 """The URL of a site (``https://docs.example.com/``) -> name -> value."""
 
+_SECURE_PREFIXES = ("__secure-", "__host-")  # RFC 6265bis, 4.1.3
 _NOT_IN_A_VALUE = frozenset(' ",;\\')  # RFC 6265, 4.1.1
 
 
@@ -25,7 +26,8 @@ class CookieJar:
 
     aiohttp's jar holds them to their path, their expiry and, where they ask for it, to https, and bounds them per host and in
     all. A cookie goes back to the host that set it and to no other, whatever ``Domain`` it claims: so no list of public
-    suffixes is needed, and no site can plant one on its neighbours. Made on the event loop of its crawl.
+    suffixes is needed, and no site can plant one on its neighbours. What comes in clear cannot touch a cookie that is for https
+    alone. Made on the event loop of its crawl.
     """
 
     def __init__(self, given: GivenCookies) -> None:
@@ -39,10 +41,19 @@ class CookieJar:
         return "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items()) or None
 
     def learn(self, response: aiohttp.ClientResponse) -> None:
-        """Take what a site set."""
-        for morsel in response.cookies.values():
+        """Take what a site set; in clear, no cookie that is for https, and none of the name of one (RFC 6265bis, 5.7)."""
+        is_clear = response.url.scheme != "https"
+        secure_names = self._secure_names(response.url.host) if is_clear else set()
+        taken = SimpleCookie()
+        for name, morsel in response.cookies.items():
+            if is_clear and (morsel["secure"] or name in secure_names or name.lower().startswith(_SECURE_PREFIXES)):
+                continue
             morsel["domain"] = ""
-        self._jar.update_cookies(response.cookies, response.url)
+            taken[name] = morsel
+        self._jar.update_cookies(taken, response.url)
+
+    def _secure_names(self, host: str | None) -> set[str]:
+        return {morsel.key for morsel in self._jar if morsel["secure"] and morsel["domain"] == host}
 
 
 def require_cookies(given: GivenCookies | None) -> None:

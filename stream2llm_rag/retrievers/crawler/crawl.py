@@ -24,6 +24,7 @@ from stream2llm_rag.retrievers.crawler.pages import (
     Skip,
     TryAgainError,
 )
+from stream2llm_rag.retrievers.crawler.quota import HostQuota
 from stream2llm_rag.retrievers.crawler.retries import MAX_RETRIES, MAX_WAIT_S
 from stream2llm_rag.retrievers.crawler.search import SearchHit
 from stream2llm_rag.retrievers.crawler.settings import Limits, Taste
@@ -71,6 +72,7 @@ class Crawl:
         self._visitor = Visitor(services, Terms(limits.max_page_bytes, self._budget, cookies), taste.focus(question))
         self._trail = Trail(scope, max_depth=limits.max_depth, max_urls=max(10_000, 20 * limits.max_pages))
         self._choice = Choice(self._trail, min_relevance=taste.min_relevance, max_similarity=taste.max_similarity)
+        self._quota = HostQuota(limits.max_pages_per_host)
         self._in_flight: set[Visit] = set()
         self._num_pages = 0
         self._is_over = False
@@ -129,16 +131,21 @@ class Crawl:
     async def _start_pages(self, pages: asyncio.TaskGroup) -> None:
         while True:
             self.moved.clear()
-            while self._has_room() and (target := self._trail.pop(self._visitor.wait_s)):
+            while self._has_room() and (target := self._trail.pop(self._wait_s)):
                 visit = self._visitor.begin(target)
+                self._quota.start(visit.origin)
                 self._in_flight.add(visit)
                 pages.create_task(self._visit(visit))
             if not self._in_flight and self._search is None and not (len(self._trail) and self._num_pages_wanted()):
                 return
-            wait_s = self._trail.next_ready_s(self._visitor.wait_s) if self._has_room() else math.inf
+            wait_s = self._trail.next_ready_s(self._wait_s) if self._has_room() else math.inf
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s if wait_s < math.inf else None):
                     await self.moved.wait()
+
+    def _wait_s(self, origin: str) -> float:
+        """Seconds until a page of ``origin`` may be started; infinite while its host has no slot, or enough on their way."""
+        return self._visitor.wait_s(origin) if self._quota.has_room(origin) else math.inf
 
     def _has_room(self) -> bool:
         num_in_flight = len(self._in_flight)
@@ -188,7 +195,7 @@ class Crawl:
         """Go on where the redirect leads. What was done so far becomes part of what is told of the page there."""
         visit.note("redirect", visit.started_s, f"to {location}")
         self._trail.follow_redirect(visit.target, location, visit.steps)
-        self._in_flight.remove(visit)
+        self._leave(visit)
         self.moved.set()
 
     def _end_list(self, visit: Visit, outline: Outline) -> None:
@@ -207,8 +214,13 @@ class Crawl:
 
     def _end(self, visit: Visit, event: RetrievalEvent, document: Document | None = None) -> None:
         self._visitor.end_turn(visit)  # of one that was cancelled before its first step; others gave it back
-        self._in_flight.remove(visit)
+        self._leave(visit, is_page=document is not None)
         self._hand_over(Outcome(document, event))
+
+    def _leave(self, visit: Visit, *, is_page: bool = False) -> None:
+        self._in_flight.remove(visit)
+        if self._quota.end(visit.origin, is_page=is_page):
+            self._trail.close(visit.origin)
 
     def _hand_over(self, outcome: Outcome) -> None:
         self._counters.ended(outcome.event)

@@ -50,10 +50,10 @@ class WebCrawler:
             async for delta in crawler.stream("How do I cancel a task?"):
                 ...
 
-    Every stream is a crawl of its own, within its own ``max_pages`` documents, ``max_depth`` links from a seed,
-    ``max_total_bytes``, ``timeout_s`` seconds and ``concurrency`` pages in flight. All share one HTTP client, the extraction
-    processes, and the manners towards each host: ``per_host_concurrency`` requests at once, starts ``delay_s`` seconds apart
-    (or as robots.txt asks, up to 10 seconds).
+    Every stream is a crawl of its own, within its own ``max_pages`` documents (and ``max_pages_per_host``), ``max_depth`` links
+    from a seed, ``max_total_bytes``, ``timeout_s`` seconds and ``concurrency`` pages in flight. All share one HTTP client, the
+    extraction processes, and the manners towards each host: ``per_host_concurrency`` requests at once, starts ``delay_s``
+    seconds apart (or as robots.txt asks, up to 10 seconds).
 
     A seed is a page, a sitemap (also an index of them) or a feed (RSS, Atom); further ones come from ``search``, asked with the
     question. Links are scored against the question by BM25, over their texts and addresses, and with the promise of the page
@@ -92,6 +92,7 @@ class WebCrawler:
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
         max_pages: int = 12,
+        max_pages_per_host: int | None = None,
         max_depth: int = 3,
         max_page_bytes: int = 2_000_000,
         max_total_bytes: int = 50_000_000,
@@ -115,7 +116,7 @@ class WebCrawler:
         self._scope = Scope.parse(scope, self._seeds, allow, deny)
         self._search = search
         self._taste = Taste(order, min_relevance, max_page_tokens, max_similarity)
-        self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency)
+        self._limits = Limits(max_pages, max_depth, max_page_bytes, max_total_bytes, timeout_s, concurrency, max_pages_per_host)
         self._manners = Manners(per_host_concurrency, delay_s, user_agent, obey_robots)
         private_hosts = PrivateHosts.parse(allow_private_hosts)
         self._network = Network(page_timeout_s, private_hosts, Proxy.parse(proxy, allow_private_proxies), cookies)

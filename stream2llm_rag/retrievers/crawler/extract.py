@@ -8,23 +8,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import islice
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import lxml.html  # type: ignore[import-untyped]
 import trafilatura
-from lxml.etree import ParserError, _Element  # type: ignore[import-untyped]
+from lxml.etree import ParserError, XPath, _Element  # type: ignore[import-untyped]
 from w3lib.encoding import html_to_unicode
 
 from stream2llm_rag.retrievers.crawler.dates import date_of
 from stream2llm_rag.retrievers.crawler.lists import entries_of
 from stream2llm_rag.retrievers.crawler.pages import Link, Outline, Page
 from stream2llm_rag.retrievers.crawler.relevance import scores_of
-from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, strip_tracking
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, path_of, strip_tracking
 
 _MAX_LINKS = 2_000  # of one page, in document order
 _MAX_TITLE_CHARS = 300
 _MAX_LABEL_CHARS = 300  # some links hold a whole card, or a table
-_VISIBLE = "//body//text()[not(ancestor::script or ancestor::style or ancestor::noscript or ancestor::template)]"
+_VISIBLE = XPath("//body//text()[not(ancestor::script or ancestor::style or ancestor::noscript or ancestor::template)]")
+_ANCHORS = XPath("//a[@href] | //area[@href]")
+_TITLES = (XPath("//head/title"), XPath("//h1"))
+_BASE = XPath("string(//base/@href)")
+_CANONICAL = XPath("//link[translate(@rel, 'CANOIL', 'canoil')='canonical']/@href")
 _MARKDOWN_HEADING = re.compile(r"^#\s+(.+)$", re.MULTILINE)
 
 
@@ -53,7 +57,7 @@ def outline_of(page: Page, text: str, question: str | None = None) -> Outline:
     root = parse_html(text)
     if root is None:
         return Outline()
-    base = next((urls[0] for urls in [root.xpath("//base/@href")] if urls), None)
+    base = _BASE(root)
     base_url = (canonicalize(base, base=page.url) if base else None) or page.url
     links = _scored(_links(root, base_url), question)
     return Outline(_title(root), _canonical(root, base_url), links, date_of(root, page.url))
@@ -70,8 +74,8 @@ def parse_html(text: str) -> _Element | None:
 
 
 def _title(root: _Element) -> str | None:
-    for path in ("//head/title", "//h1"):
-        for element in root.xpath(path):
+    for titles in _TITLES:
+        for element in titles(root):
             if title := _clean_title("".join(element.itertext())):
                 return title
     return None
@@ -82,7 +86,7 @@ def _clean_title(text: str) -> str:
 
 
 def _canonical(root: _Element, base_url: CanonicalUrl) -> CanonicalUrl | None:
-    for href in root.xpath("//link[translate(@rel, 'CANOIL', 'canoil')='canonical']/@href"):
+    for href in _CANONICAL(root):
         return canonicalize(href, base=base_url)
     return None
 
@@ -91,7 +95,7 @@ def _links(root: _Element, base_url: CanonicalUrl) -> dict[CanonicalUrl, list[st
     """What the page says about each link: its texts, wherever it stands."""
     words: dict[CanonicalUrl, list[str]] = {}
     by_reference: dict[str, list[str]] = {}
-    for element in root.xpath("//a[@href] | //area[@href]"):
+    for element in _ANCHORS(root):
         by_reference.setdefault(element.get("href").partition("#")[0].strip(), []).extend(_label(element))
     for reference, labels in by_reference.items():
         url = canonicalize(reference, base=base_url) if reference else None
@@ -104,12 +108,11 @@ def _label(element: _Element) -> Iterator[str]:
     yield "".join(element.itertext())[:_MAX_LABEL_CHARS]
     for name in ("title", "aria-label", "alt"):
         yield from (value[:_MAX_LABEL_CHARS] for value in [element.get(name)] if value)
-    yield from (alt[:_MAX_LABEL_CHARS] for alt in element.xpath(".//img/@alt"))
+    yield from (alt[:_MAX_LABEL_CHARS] for image in element.iter("img") if (alt := image.get("alt")))
 
 
 def _address_words(url: CanonicalUrl) -> str:
-    parts = urlsplit(url)
-    return unquote(f"{parts.path} {parts.query}")
+    return unquote(path_of(url))
 
 
 def _scored(links: dict[CanonicalUrl, list[str]], question: str | None) -> tuple[Link, ...]:
@@ -135,5 +138,5 @@ def resiliparse_text(html: str, url: str) -> str:
 def visible_text(html: str) -> str:
     """All text that the body of an HTML page shows, a line for each stretch of it."""
     root = parse_html(html)
-    stretches = [] if root is None else root.xpath(_VISIBLE)
+    stretches = [] if root is None else _VISIBLE(root)
     return "\n".join(line for stretch in stretches if (line := " ".join(stretch.split())))

@@ -50,13 +50,14 @@ class Frontier:
         self._num_added = 0
         self._num_popped = 0
         self._last_served: dict[str, int] = {}
+        self._closed: set[str] = set()
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
     def add(self, target: Target) -> bool:
-        """Queue ``target``; False where its page was queued before or the frontier has had all it can hold."""
-        if target.key in self._seen or len(self._seen) >= self._max_urls:
+        """Queue ``target``; False where its page was queued before, its host is closed, or the frontier has had all it can."""
+        if target.key in self._seen or len(self._seen) >= self._max_urls or self.is_closed(target.url):
             return False
         self._seen.add(target.key)
         self.put_back(target)
@@ -67,6 +68,15 @@ class Frontier:
         self._num_added += 1
         queue = self._queues.setdefault(origin_of(target.url), [])
         heapq.heappush(queue, (-target.score, target.depth, self._num_added, target))
+
+    def close(self, origin: str) -> None:
+        """Drop what is queued of ``origin``, and take no more of it."""
+        self._closed.add(origin)
+        self._queues.pop(origin, None)
+
+    def is_closed(self, url: CanonicalUrl) -> bool:
+        """Whether its origin was closed."""
+        return origin_of(url) in self._closed
 
     def pop(self, wait_s: Callable[[str], float]) -> Target | None:
         """The next target, or None while no origin with queued targets is ready.

@@ -16,6 +16,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
@@ -89,8 +90,8 @@ class PageCache:
     def __init__(self, folder: str | Path, *, max_bytes: int = 1_000_000_000) -> None:
         if not isinstance(folder, str | Path) or not str(folder):
             raise InvalidInputError(f"cache is a folder, or a PageCache, but {folder!r} came.")
-        if max_bytes < 1:
-            raise InvalidInputError(f"max_bytes must be at least 1, but {max_bytes!r} came.")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise InvalidInputError(f"max_bytes is a whole number, at least 1, but {max_bytes!r} came.")
         self._folder = Path(folder).expanduser()
         self._max_bytes = max_bytes
         self._storage: SqliteStorage | None = None
@@ -129,18 +130,22 @@ class PageCache:
 
     async def store(self, lookup: Lookup, stored: Stored, headers: Mapping[str, str]) -> None:
         """The server answered with a page: keep it where it may be kept, and drop what it takes the place of."""
-        await self._run(lambda storage: _store(storage, lookup, stored, _kept(headers)))
+        kept = _kept(headers)
+        await self._run(lambda storage: _store(storage, lookup, stored, kept if _is_whole(kept, headers) else None))
 
     def _open(self) -> None:
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = sqlite3.connect(self._folder / _FILE_NAME, check_same_thread=False, isolation_level=None)
-            file.execute("PRAGMA schema_version")  # an error here where it is no database; hishel would only log it
-            # Nobody reads a body for longer than a minute here; what is left out is deleted after that.
-            storage = SqliteStorage(connection=file, max_size=self._max_bytes, soft_delete_ttl=60.0)
-            storage.get_entries("")
-        except (OSError, RuntimeError, sqlite3.Error) as error:
-            raise InvalidInputError(f"cache={str(self._folder)!r} cannot be used: {error}. Name another folder.") from error
+        with ExitStack() as stack:
+            try:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = sqlite3.connect(self._folder / _FILE_NAME, check_same_thread=False, isolation_level=None)
+                stack.callback(file.close)
+                file.execute("PRAGMA schema_version")  # an error here where it is no database; hishel would only log it
+                # Nobody reads a body for longer than a minute here; what is left out is deleted after that.
+                storage = SqliteStorage(connection=file, max_size=self._max_bytes, soft_delete_ttl=60.0)
+                storage.get_entries("")
+            except (OSError, RuntimeError, sqlite3.Error) as error:
+                raise InvalidInputError(f"cache={str(self._folder)!r} cannot be used: {error}. Name another folder.") from error
+            stack.pop_all()
         self._storage = storage
 
     async def _run(self, work: Callable[[SqliteStorage], _T]) -> _T:
@@ -187,9 +192,11 @@ def _confirm(storage: SqliteStorage, lookup: Lookup, headers: Mapping[str, str])
     return lookup.stored
 
 
-def _store(storage: SqliteStorage, lookup: Lookup, stored: Stored, headers: Mapping[str, str]) -> None:
+def _store(storage: SqliteStorage, lookup: Lookup, stored: Stored, headers: Mapping[str, str] | None) -> None:
     for entry_id in lookup.outdated:
         storage.remove_entry(entry_id)
+    if headers is None:
+        return
     assert not isinstance(lookup.state, FromCache)
     asked = lookup.state.original_request if isinstance(lookup.state, NeedRevalidation) else lookup.state.request
     state = CacheMiss(_OPTIONS, asked).next(Response(200, Headers(headers)))
@@ -205,12 +212,24 @@ def _chunks(response: Response) -> Iterator[bytes]:
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    """What the rules need. Date becomes the time when the answer was made, as its Date, its Age and our clock tell (4.2.3)."""
+    """What the rules need, as far as it is text. Date becomes the time when the answer was made, as its Date, its Age and our
+    clock tell (4.2.3).
+    """
     age = headers.get("age", "")
     now_s = time.time() - (int(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0)
     try:
         made_s = min(now_s, parsedate_to_datetime(headers.get("date", "")).timestamp())
     except (ValueError, OverflowError):
         made_s = now_s
-    kept = {name: headers[name] for name in _KEPT_HEADERS if name in headers}
+    kept = {name: headers[name] for name in _KEPT_HEADERS if name in headers and _is_text(headers[name])}
     return {**kept, "date": formatdate(made_s, usegmt=True)}
+
+
+def _is_whole(kept: Mapping[str, str], headers: Mapping[str, str]) -> bool:
+    """Whether nothing that the rules need had to be left out. What was could have forbidden to keep the page."""
+    return all(name in kept for name in _KEPT_HEADERS if name in headers)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a header was UTF-8: aiohttp stands in for other bytes with surrogates, which cannot be stored."""
+    return value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value)

@@ -38,6 +38,8 @@ class Skip(StrEnum):
     """It is too large, or the crawl has read all the bytes that it may."""
     OVERLOADED = "overloaded"
     """Its host asked to be left alone for longer than a crawl waits."""
+    HOST_LIMIT = "host_limit"
+    """It redirects to a host that has given as many pages as one may."""
     EXTRACTION = "extraction"
     EMPTY = "empty"
     RELEVANCE = "relevance"

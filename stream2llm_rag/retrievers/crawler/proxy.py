@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts
@@ -33,7 +33,12 @@ class Proxy:
             host, port = parts.hostname, parts.port
         except (ValueError, AttributeError):
             host = port = None
-        if not host or parts.scheme not in _DEFAULT_PORTS or parts.path not in ("", "/") or not url.isprintable():
+        if not host or not _is_bare(parts) or not url.isprintable():
             shown = url if isinstance(url, str) and "@" not in url else "something else"  # a password is not for messages
             raise InvalidInputError(f"proxy is 'http://host:port', with credentials where it wants them, but {shown!r} came.")
         return cls(url, allowed.cover(host, port or _DEFAULT_PORTS[parts.scheme]))
+
+
+def _is_bare(parts: SplitResult) -> bool:
+    """Whether there is nothing but a scheme and a host."""
+    return parts.scheme in _DEFAULT_PORTS and parts.path in ("", "/") and not parts.query and not parts.fragment

@@ -23,6 +23,7 @@ _STOP_WORDS_TEXT = """
 _STOP_WORDS = frozenset(_STOP_WORDS_TEXT.split())
 _SENTENCE = re.compile(r".+?(?:[.!?]\s+|[\u3002\uff01\uff1f]|\Z)", re.DOTALL)  # \u3002 and so on: full stops of CJK
 _PASSAGE_CHARS = 800
+_STRETCH = re.compile(rf".{{1,{_PASSAGE_CHARS - 1}}}(?:\s|\Z)|.{{1,{_PASSAGE_CHARS}}}", re.DOTALL)  # to the end of a word
 _GAP = "\n[…]\n"
 
 
@@ -35,35 +36,55 @@ class Excerpt:
     is_cut: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Passages:
+    """A text in passages (``parts``), and the words of each (``terms``): found once, for all that counts them."""
+
+    text: str
+    parts: tuple[str, ...]
+    terms: tuple[list[str], ...]
+
+    @classmethod
+    def of(cls, text: str) -> Passages:
+        """Those of ``text``."""
+        parts = tuple(passages_of(text))
+        return cls(text, parts, tuple(map(terms_of, parts)))
+
+
 def scores_of(question: str, texts: Sequence[str]) -> list[float]:
     """How well each of ``texts`` answers to ``question``, from 0 to 1; all 0 where the question has no telling word."""
-    asked = list(dict.fromkeys(_terms(question)))
+    return _scores(question, list(map(terms_of, texts)))
+
+
+def _scores(question: str, corpus: Sequence[list[str]]) -> list[float]:
+    asked = {term: None for term in terms_of(question) if term not in _STOP_WORDS}
     if not asked:
-        return [0.0] * len(texts)
+        return [0.0] * len(corpus)
+    # Words that were not asked for are all one here: they count for the length alone, and BM25L would weigh each of them.
+    telling = [[term if term in asked else "" for term in terms if term not in _STOP_WORDS] for terms in corpus]
     # With a delta of 0 BM25L is BM25 whose IDF is never negative, so that a common word does not count against a text.
-    scores = BM25L([*map(_terms, texts), asked], delta=0).get_scores(asked).tolist()
+    scores = BM25L([*telling, list(asked)], delta=0).get_scores(asked).tolist()
     best = scores.pop()
     return [min(1.0, score / best) for score in scores]
 
 
-def excerpt(question: str, text: str, max_tokens: int | None = None) -> Excerpt:
-    """The passages of ``text`` that answer ``question`` best, in the order of the text, within ``max_tokens`` (see below).
+def excerpt(question: str, passages: Passages, max_tokens: int | None = None) -> Excerpt:
+    """The passages that answer ``question`` best, in the order of the text, within ``max_tokens`` (see below).
 
-    The page is as relevant as its best passage. Without a limit, or where it is kept, ``text`` stays as it is.
+    The page is as relevant as its best passage. Without a limit, or where it is kept, the text stays as it is.
     """
-    passages = list(passages_of(text))
-    scores = scores_of(question, passages)
+    scores = _scores(question, passages.terms)
     score = max(scores, default=0.0)
-    if max_tokens is None or estimate_tokens(text) <= max_tokens:
-        return Excerpt(text, score, is_cut=False)
+    if max_tokens is None or estimate_tokens(passages.text) <= max_tokens:
+        return Excerpt(passages.text, score, is_cut=False)
     kept = []
     num_left = max_tokens
-    for i in sorted(range(len(passages)), key=lambda each: -scores[each]):
-        num_tokens = estimate_tokens(passages[i] + _GAP)
+    for i in sorted(range(len(scores)), key=lambda each: -scores[each]):
+        num_tokens = estimate_tokens(passages.parts[i] + _GAP)
         if num_tokens <= num_left and (scores[i] or not score):  # no filling up with what says nothing
             kept.append(i)
             num_left -= num_tokens
-    return Excerpt(_join(passages, sorted(kept)), score, is_cut=True)
+    return Excerpt(_join(passages.parts, sorted(kept)), score, is_cut=True)
 
 
 def passages_of(text: str) -> Iterator[str]:
@@ -89,15 +110,10 @@ def terms_of(text: str) -> list[str]:
     return _TERM.findall(text.lower())
 
 
-def _terms(text: str) -> list[str]:
-    return [term for term in terms_of(text) if term not in _STOP_WORDS]
-
-
 def _pieces(text: str) -> Iterator[str]:
     for line in text.splitlines(keepends=True):
         for sentence in [line] if len(line) <= _PASSAGE_CHARS else _SENTENCE.findall(line):
-            for start in range(0, len(sentence), _PASSAGE_CHARS):
-                yield sentence[start : start + _PASSAGE_CHARS]
+            yield from [sentence] if len(sentence) <= _PASSAGE_CHARS else _STRETCH.findall(sentence)
 
 
 def _join(passages: Sequence[str], kept: Sequence[int]) -> str:

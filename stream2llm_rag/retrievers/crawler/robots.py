@@ -24,8 +24,13 @@ class RobotsRules:
     parser: Protego | None = None
     unreachable: str | None = None
     crawl_delay_s: float = 0.0
-    is_long: bool = False
-    """To match a URL may take long enough to be done off the event loop."""
+    num_bytes: int = 0
+    """Of the file that they were read from. In memory they take up to thirty times as many."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether to match a URL may take long enough to be done off the event loop."""
+        return self.num_bytes >= LONG_ROBOTS_BYTES
 
     @property
     def summary(self) -> str | None:
@@ -53,9 +58,9 @@ def rules_from_answer(status: int, body: bytes, user_agent: str) -> RobotsRules:
 
 
 def _parse(body: bytes, user_agent: str) -> RobotsRules:
-    is_long = len(body) >= LONG_ROBOTS_BYTES
-    if len(body) >= MAX_ROBOTS_BYTES:  # the last line may be cut, and half a path is another rule
+    num_bytes = len(body)
+    if num_bytes >= MAX_ROBOTS_BYTES:  # the last line may be cut, and half a path is another rule
         body = body[:MAX_ROBOTS_BYTES].rpartition(b"\n")[0]
     parser = Protego.parse(body.decode("utf-8-sig", "replace"))
     delay_s = parser.crawl_delay(user_agent) or 0.0
-    return RobotsRules(user_agent, parser, crawl_delay_s=min(delay_s, MAX_CRAWL_DELAY_S), is_long=is_long)
+    return RobotsRules(user_agent, parser, crawl_delay_s=min(delay_s, MAX_CRAWL_DELAY_S), num_bytes=num_bytes)

@@ -36,10 +36,13 @@ class Limits:
     max_total_bytes: int
     timeout_s: float
     concurrency: int
+    max_pages_per_host: int | None = None
 
     def __post_init__(self) -> None:
         _require_count(1, max_pages=self.max_pages, max_page_bytes=self.max_page_bytes, max_total_bytes=self.max_total_bytes)
         _require_count(1, concurrency=self.concurrency)
+        if self.max_pages_per_host is not None:
+            _require_count(1, max_pages_per_host=self.max_pages_per_host)
         _require_count(0, max_depth=self.max_depth)
         _require_time(timeout_s=self.timeout_s)
 

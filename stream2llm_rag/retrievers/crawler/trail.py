@@ -66,6 +66,8 @@ class Trail:
             raise PageSkippedError(Skip.REDIRECT, f"more than {MAX_REDIRECTS} redirects")
         if reason := self._scope.refusal(location):
             raise PageSkippedError(Skip.SCOPE, f"it redirects to {location}, and {reason}")
+        if self._frontier.is_closed(location):
+            raise PageSkippedError(Skip.HOST_LIMIT, f"it redirects to {location}, whose host has given all that one may")
         num_redirects, key = target.num_redirects + 1, strip_tracking(location)
         onward = replace(target, url=location, key=key, num_redirects=num_redirects, steps=tuple(steps))
         if not self._frontier.add(onward):
@@ -74,6 +76,10 @@ class Trail:
     def put_back(self, target: Target) -> None:
         """Queue ``target`` to be tried once more."""
         self._frontier.put_back(replace(target, num_retries=target.num_retries + 1))
+
+    def close(self, origin: str) -> None:
+        """Go to ``origin`` no more: it has given all that it may."""
+        self._frontier.close(origin)
 
     def source_of(self, url: CanonicalUrl, outline: Outline) -> CanonicalUrl:
         """The address that a page claims for itself, where it may: on its own site and within the scope."""

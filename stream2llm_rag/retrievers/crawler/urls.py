@@ -15,12 +15,13 @@ from w3lib.url import canonicalize_url
 from stream2llm_rag.errors import InvalidInputError
 
 CanonicalUrl = NewType("CanonicalUrl", str)
-"""An absolute http(s) URL as :func:`canonicalize` spells it."""
+"""An absolute http(s) URL as :func:`canonicalize` spells it: with a ``/`` after the host, and no credentials or fragment."""
 
 ScopeKind = Literal["host", "prefix", "any"]
 
 MAX_URL_LENGTH = 2_048  # the limit of sitemaps.org; longer links are generated junk, and every queued URL costs memory
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_ABSOLUTE = re.compile(r"https?://[\w\[]")  # to join it with a base takes as long as the rest
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 
 
@@ -30,7 +31,19 @@ def canonicalize(url: str, base: str = "") -> CanonicalUrl | None:
     None for what a crawler cannot fetch: other schemes, no host, credentials, an impossible port, or too long a URL.
     """
     try:
-        parts = urlsplit(canonicalize_url(urljoin(base, url.strip())))
+        absolute = url.strip()
+        if not _ABSOLUTE.match(absolute):
+            absolute = urljoin(base, absolute)
+    except ValueError:
+        return None
+    # Most links of a page stand on its neighbours, too. The longest are not worth their memory.
+    return _canonical(absolute) if len(absolute) <= MAX_URL_LENGTH else _canonical.__wrapped__(absolute)
+
+
+@lru_cache(maxsize=4096)
+def _canonical(absolute: str) -> CanonicalUrl | None:
+    try:
+        parts = urlsplit(canonicalize_url(absolute))
         port = parts.port
     except ValueError:
         return None
@@ -46,9 +59,9 @@ def canonicalize(url: str, base: str = "") -> CanonicalUrl | None:
 
 def strip_tracking(url: CanonicalUrl) -> CanonicalUrl:
     """``url`` without the query parameters that only say where a visitor came from. Two URLs equal here are one page."""
-    parts = urlsplit(url)
-    if not parts.query:
+    if "?" not in url:
         return url
+    parts = urlsplit(url)
     # One parameter at a time: courlan's own pass over a whole query drops those that have no value, and they can matter.
     kept = [pair for pair in parts.query.split("&") if not _is_tracker(pair.partition("=")[0])]
     return CanonicalUrl(urlunsplit(parts._replace(query="&".join(kept))))
@@ -61,13 +74,17 @@ def _is_tracker(parameter: str) -> bool:
 
 def origin_of(url: CanonicalUrl) -> str:
     """``scheme://host[:port]`` (RFC 6454): what robots.txt and politeness are about."""
-    scheme, netloc, *_ = urlsplit(url)
-    return f"{scheme}://{netloc}"
+    return url[: url.index("/", url.index("//") + 2)]
 
 
 def site_of(url: CanonicalUrl) -> str:
     """``host[:port]``, the port only where it is not the scheme's own: http and https on their usual ports are one site."""
-    return urlsplit(url).netloc
+    return url.split("/", 3)[2]
+
+
+def path_of(url: CanonicalUrl) -> str:
+    """What follows the host, with its query, if any."""
+    return url[len(origin_of(url)) :]
 
 
 def host_and_port(url: CanonicalUrl) -> tuple[str, int]:

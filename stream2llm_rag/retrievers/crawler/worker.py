@@ -11,12 +11,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import BinaryIO
 
 from stream2llm_rag.retrievers.crawler.extract import decode, outline_of
 from stream2llm_rag.retrievers.crawler.pages import Focus, Outline, Page
 from stream2llm_rag.retrievers.crawler.pdf import read_pdf
-from stream2llm_rag.retrievers.crawler.relevance import excerpt
+from stream2llm_rag.retrievers.crawler.relevance import Passages, excerpt
 from stream2llm_rag.retrievers.crawler.similarity import signature_of
 from stream2llm_rag.retrievers.crawler.wire import LENGTH, Failure, Ready, Reply, Text, decode_page, encode_reply
 
@@ -66,15 +67,16 @@ def read_page(page: Page, focus: Focus, extractor: Extractor) -> Iterator[Reply]
             text = "" if page.is_list else decode(page)
             yield outline_of(page, text, focus.question)
             text = extractor(text, page.url) if page.is_html else text
-        yield replace(_focused(text, focus), signature=signature_of(text))
+        passages = Passages.of(text)
+        yield replace(_focused(passages, focus), signature=signature_of([*chain.from_iterable(passages.terms)]))
     except Exception as error:  # whatever a stranger's markup brings about, the next page is another one
         yield Failure(f"its text could not be extracted: {error!r}")
 
 
-def _focused(text: str, focus: Focus) -> Text:
+def _focused(passages: Passages, focus: Focus) -> Text:
     if focus.question is None:
-        return Text(text)
-    kept = excerpt(focus.question, text, focus.max_page_tokens)
+        return Text(passages.text)
+    kept = excerpt(focus.question, passages, focus.max_page_tokens)
     return Text(kept.text, kept.score, kept.is_cut)
 
 

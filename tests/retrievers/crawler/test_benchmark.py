@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from benchmarks import crawl as benchmark
@@ -20,6 +22,15 @@ def test_our_crawler_reads_the_whole_site_and_finds_the_answer_early(tmp_path):
     assert outcome["lag_p50_s"] <= outcome["lag_p99_s"] <= outcome["lag_max_s"]
     assert outcome["cpu_s"] > outcome["loop_cpu_s"] > 0
     assert outcome["peak_bytes"] > 10_000_000
+
+
+@pytest.mark.parametrize("one_core", [False, True])
+def test_a_crawler_may_be_held_to_a_core_that_the_site_leaves_alone(one_core):
+    cores = os.sched_getaffinity(0)
+    with benchmark.served(Site(num_pages=1), one_core=one_core) as site:
+        crawler, server = os.sched_getaffinity(0), os.sched_getaffinity(site.pid)
+    assert (len(crawler), server) == ((1, cores - crawler or cores) if one_core else (len(cores), cores))
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_a_crawler_that_is_not_there_is_named(tmp_path):

@@ -34,6 +34,9 @@ def test_an_address_can_say_it():
         '<head><meta name="date" content="9999-99-99"></head>',
         '<head><meta name="date" content="\0\ud800"></head>',
         "<body><time></time><time datetime=''>soon</time></body>",
+        "<body><time>yesterday</time> was the fair of 2023-05-04.</body>",
+        '<head><meta name="description" content="What happened on 2023-05-04"></head>',
+        "<head><style>/* 2023-05-04 */</style><script>updated('2023-05-04')</script></head>",
         "",
     ],
 )

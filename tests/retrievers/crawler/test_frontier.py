@@ -122,3 +122,14 @@ def test_a_page_settles_once_under_any_of_its_identities():
     assert frontier.settle("http://a/1", "http://a/canonical")
     assert not frontier.settle("http://a/2", "http://a/canonical")
     assert frontier.settle("http://a/2")
+
+
+def test_a_closed_host_gives_nothing_more():
+    frontier = Frontier(max_urls=10)
+    for url in ("http://a/1", "http://b/1"):
+        frontier.add(target(url))
+    frontier.close("http://a")
+    assert not frontier.add(target("http://a/2"))
+    assert frontier.is_closed("http://a/3")
+    assert len(frontier) == 1
+    assert drain(frontier) == [target("http://b/1")]

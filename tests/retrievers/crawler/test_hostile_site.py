@@ -16,19 +16,32 @@ _NUM_PAGES = 60
 _MAX_PEAK_BYTES = 400_000_000  # the crawler and two extraction processes: one bomb or endless body kept whole would show
 
 
+def crawled(folder, num_pages: int, *options: str) -> dict:
+    path = folder / "report.json"
+    command = [sys.executable, "-m", "tests.sites", "--quick", "--pages", str(num_pages), "--copies", "1", "--json", str(path)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert path.exists(), done.stderr
+    assert "hishel" not in done.stderr  # which logs what it cannot keep
+    return json.loads(path.read_text())
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
-    path = tmp_path_factory.mktemp("site") / "report.json"
-    command = [sys.executable, "-m", "tests.sites", "--quick", "--pages", str(_NUM_PAGES), "--copies", "1", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert path.exists(), done.stderr
-    return json.loads(path.read_text())
+    return crawled(tmp_path_factory.mktemp("site"), _NUM_PAGES)
 
 
 def test_every_page_comes_once_and_every_failure_is_named(report):
     assert report["problems"] == []
     assert report["outcomes"]["pages"] == {"it comes": _NUM_PAGES}
-    assert report["num_skipped"] >= 46
+    assert report["num_skipped"] >= 47
+    assert report["num_from_cache"] == 0
+
+
+def test_so_it_is_with_a_cache_when_it_is_empty_and_when_it_is_full(tmp_path):
+    report = crawled(tmp_path, 9, "--cache", str(tmp_path / "cache"))
+    assert report["problems"] == []
+    assert report["num_skipped"] >= 47
+    assert report["num_from_cache"] == 9 + 1  # and one trap that confirms what is stored
 
 
 def test_no_trap_makes_the_crawler_hold_much(report):

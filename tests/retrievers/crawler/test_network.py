@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from http.cookies import SimpleCookie
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from stream2llm_rag.errors import CrawlError, InvalidInputError
 from stream2llm_rag.retrievers.crawler import WebCrawler
 from stream2llm_rag.retrievers.crawler.addresses import written_refusal
-from stream2llm_rag.retrievers.crawler.connections import _Resolver
+from stream2llm_rag.retrievers.crawler.connections import _GuardedResolver, _Resolver
+from stream2llm_rag.retrievers.crawler.cookies import CookieJar
 
 from .conftest import crawl, read
 
@@ -92,7 +95,10 @@ class TestProxy:
         with pytest.raises(CrawlError, match=r"no connection: .*'127\.0\.0\.1', 1"):
             await crawl(proxied("http://docs.example/", proxy="http://127.0.0.1:1", allow_private_proxies=["127.0.0.1"]))
 
-    @pytest.mark.parametrize("proxy", ["", "proxy:3128", "socks5://h:1", "http://", "http://h:1/path", "http://h:x", 7])
+    @pytest.mark.parametrize(
+        "proxy",
+        ["", "proxy:3128", "socks5://h:1", "http://", "http://h:1/path", "http://h:1?q", "http://h:1/#f", "http://h:x", 7],
+    )
     def test_what_is_no_proxy_is_refused(self, proxy):
         with pytest.raises(InvalidInputError, match="proxy is 'http://host:port'"):
             WebCrawler(["http://h/"], proxy=proxy)
@@ -222,6 +228,22 @@ class TestCookies:
 
         return handler
 
+    async def test_what_comes_in_clear_does_not_touch_those_for_https(self, site, crawler_on):
+        """Neither in their place, nor in front of them by a longer path, nor by the names that promise https."""
+        secure, clear = "https://127.0.0.1/a/b", site.url("/")
+        jar = CookieJar({secure: {"session": "mine"}, clear: {"plain": "mine"}})
+
+        class Response:
+            def __init__(self, url, header):
+                self.url, self.cookies = URL(url), SimpleCookie(header)
+
+        refused = ["session=x", "session=x; Path=/a/b", "new=x; Secure", "__Host-id=x", "__secure-id=x"]
+        for header in [*refused, "plain=theirs", "other=1"]:
+            jar.learn(Response(clear, header))
+        assert set(jar.header_for(secure).split("; ")) == {"session=mine", "plain=theirs", "other=1"}
+        jar.learn(Response(secure, "session=renewed; Secure; Path=/"))
+        assert "session=renewed" in jar.header_for(secure)
+
     @pytest.mark.parametrize(
         ("cookies", "message"),
         [
@@ -248,6 +270,24 @@ class TestNames:
         assert len(result.documents) == 1
         assert result.skipped["http://nowhere.example/"].startswith("no connection: ")
         assert "the name has no address" in result.skipped["http://nowhere.example/"]
+
+    async def test_one_with_several_private_addresses_is_refused_for_its_address(
+        self, site, other_site, crawler_on, monkeypatch
+    ):
+        site.page("/", other_site.url("/", host="inside.example"))
+        inside = [(2, 1, 6, "", ("127.0.0.1", other_site.port)), (2, 1, 6, "", ("10.0.0.1", other_site.port))]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: inside)
+        result = await crawl(crawler_on("/", scope="any", obey_robots=False))
+        [skipped] = [event for event in result.events if event.kind == "skip"]
+        assert skipped.category == "address"
+        assert "127.0.0.1 is a loopback address, and allow_private_hosts does not name this host" in skipped.detail
+        assert other_site.connections == set()
+
+    async def test_of_one_with_public_and_private_addresses_only_the_public_ones_are_tried(self, crawler_on, monkeypatch):
+        found = [(2, 1, 6, "", (address, 80)) for address in ("127.0.0.1", "203.0.114.1", "10.0.0.1", "203.0.114.2")]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+        resolver = _GuardedResolver(_Resolver(), "allow_private_hosts")
+        assert [each["host"] for each in await resolver.resolve("mixed.example", 80)] == ["203.0.114.1", "203.0.114.2"]
 
     async def test_other_answers_pass(self):
         resolver = _Resolver()

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import sqlite3
 from email.utils import formatdate
+from tempfile import TemporaryDirectory
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stream2llm_rag.errors import CrawlError, InvalidInputError, LifecycleError
 from stream2llm_rag.retrievers.crawler import PageCache, WebCrawler
+from stream2llm_rag.retrievers.crawler.page_cache import Stored
 
 from .conftest import crawl
 
@@ -216,3 +221,101 @@ async def test_one_cache_is_for_one_crawler_at_a_time(site, crawler_on, tmp_path
 def test_what_is_no_cache_is_refused(cache):
     with pytest.raises(InvalidInputError, match="cache is a folder"):
         WebCrawler(["http://h/"], cache=cache)
+
+
+@pytest.mark.parametrize("max_bytes", [0, "9", 1.5, None, True])
+def test_what_is_no_size_is_refused(tmp_path, max_bytes):
+    with pytest.raises(InvalidInputError, match="max_bytes is a whole number"):
+        PageCache(tmp_path, max_bytes=max_bytes)
+
+
+async def test_a_file_that_cannot_be_used_is_closed(tmp_path, monkeypatch):
+    opened = []
+
+    def connect(*args, **kwargs):
+        opened.append(connected(*args, **kwargs))
+        return opened[-1]
+
+    connected = sqlite3.connect
+    monkeypatch.setattr("stream2llm_rag.retrievers.crawler.page_cache.sqlite3.connect", connect)
+    (tmp_path / "pages.sqlite").write_text("no database, but more than a header's worth of text" * 10)
+    with pytest.raises(InvalidInputError, match="Name another folder"):
+        await PageCache(tmp_path).open()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
+async def raw(request, status, headers, body=b""):
+    """Answer with headers that no HTTP library sends."""
+    lines = [b"%s: %s" % (name.encode(), value) for name, value in headers.items()]
+    request.transport.write(b"\r\n".join([b"HTTP/1.1 " + status, *lines, b"Connection: close", b"", body]))
+    request.transport.close()
+    return await asyncio.Future()  # cancelled with the connection
+
+
+@pytest.mark.parametrize("name", ["ETag", "Cache-Control", "Vary"])
+async def test_a_page_with_a_header_that_is_no_text_is_not_kept_and_nothing_is_logged(site, cached, caplog, name):
+    asked = []
+
+    async def handler(request):
+        asked.append(request.headers.get("If-None-Match"))
+        headers = {"Content-Type": b"text/html", "Cache-Control": b"max-age=600", "ETag": b'"1"', "Content-Length": b"12"}
+        return await raw(request, b"200 OK", {**headers, name: b"a\xff"}, b"<p>first</p>")
+
+    site.pages["/"] = handler
+    for _ in range(2):
+        assert (await cached())[0] == ["first"]
+    assert asked == [None, None]
+    assert caplog.records == []
+
+
+async def test_a_confirmation_with_a_header_that_is_no_text_confirms(site, cached, caplog):
+    page = Versioned(site, **{"Cache-Control": "no-cache"})
+    await cached()
+
+    async def handler(request):
+        return await raw(request, b"304 Not Modified", {"ETag": page.tag.encode(), "Cache-Control": b"a\xff"})
+
+    site.pages["/"] = handler
+    assert (await cached())[0] == ["first"]
+    assert caplog.records == []
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["http://h/", "http://h/a", "https://h/a", "http://h/a?b"]),
+        st.sampled_from(["one any", "one public", "other any"]),  # scopes
+        st.sampled_from([None, "one", "other"]),  # digests of cookies
+        st.sampled_from([0, 1, 100]),  # bytes of the body
+        st.sampled_from([0, 50, 100]),  # the most that is asked for
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS)
+def test_what_is_found_is_what_was_stored_last_for_the_same_and_no_more_than_is_asked_for(steps):
+    async def main(folder):
+        cache, kept = PageCache(folder), {}
+        await cache.open()
+        try:
+            for number, (url, scope, cookie, num_bytes, max_bytes) in enumerate(steps):
+                headers = {} if cookie is None else {"cookie": cookie}
+                lookup = await cache.look_up(url, headers, scope=scope, max_bytes=max_bytes)
+                kept_cookie, kept_page = kept.get((url, scope), (None, None))
+                is_found = kept_page is not None and kept_cookie == cookie and len(kept_page.body) <= max_bytes
+                assert lookup.is_fresh == is_found
+                assert lookup.stored in (None, kept_page)  # not fresh, it waits to be confirmed
+                assert lookup.stored is not None or not is_found
+                assert lookup.stored is None or len(lookup.stored.body) <= max_bytes
+                if not is_found:
+                    page = Stored(f"text/html; n={number}", bytes(num_bytes))
+                    answer = {"content-type": page.content_type, "cache-control": "max-age=600", "vary": "Cookie"}
+                    await cache.store(lookup, page, answer)
+                    kept[url, scope] = cookie, page
+        finally:
+            await cache.aclose()
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(main(folder))

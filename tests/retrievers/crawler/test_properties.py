@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import example, given, settings
@@ -96,15 +97,19 @@ def num_at_once(requests: list[Request], moment_s: float) -> int:
     max_total_bytes=st.sampled_from([200, 2_000, 10**6]),
     timeout_s=st.sampled_from([0.5, 5.0, 500.0]),
     concurrency=st.integers(1, 6),
+    per_host=st.sampled_from([None, 1, 2, 5]),
     is_slow=st.booleans(),
 )
-def test_the_limits_hold_whatever_happens_when(seed, max_pages, max_depth, max_total_bytes, timeout_s, concurrency, is_slow):
+def test_the_limits_hold_whatever_happens_when(
+    seed, max_pages, max_depth, max_total_bytes, timeout_s, concurrency, per_host, is_slow
+):
     dice = random.Random(seed)
     ended_s = []
 
     async def main():
         web = Web(seed)
         limits = {"max_pages": max_pages, "max_depth": max_depth, "max_total_bytes": max_total_bytes, "timeout_s": timeout_s}
+        limits["max_pages_per_host"] = per_host
         async with VirtualCrawler(web, concurrency=concurrency, per_host_concurrency=4, **limits) as crawler:
             started_s = time.monotonic()
             deltas = await read(crawler, lambda: dice.choice([0.0, 1.0, 9.0]) if is_slow else 0.0)
@@ -116,6 +121,7 @@ def test_the_limits_hold_whatever_happens_when(seed, max_pages, max_depth, max_t
     web, deltas = run(main)
     found = documents(deltas)
     assert len(found) <= max_pages
+    assert max(Counter(urlsplit(document.source).netloc for document in found).values(), default=0) <= (per_host or max_pages)
     assert all(document.metadata["depth"] <= max_depth for document in found)
     assert web.max_open <= concurrency
     assert sum(document.metadata["num_bytes"] for document in found) <= max_total_bytes

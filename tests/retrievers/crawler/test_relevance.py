@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream2llm_rag.retrievers.crawler.relevance import estimate_tokens, excerpt, passages_of, scores_of
+from stream2llm_rag.retrievers.crawler.relevance import Passages, estimate_tokens, excerpt, passages_of, scores_of
 
 QUESTION = "How do I cancel a task in asyncio?"
 
@@ -45,6 +45,11 @@ def test_passages_hold_the_whole_text_in_pieces_of_limited_size(text):
     assert all(0 < len(passage) <= 800 for passage in passages if passage)
 
 
+@given(st.lists(st.text("ab.", min_size=1, max_size=30), min_size=100))
+def test_no_word_is_cut_that_fits_into_a_passage(words):
+    assert " ".join(passages_of(" ".join(words))).split() == words
+
+
 def page(num_filler: int, *telling: int) -> str:
     sections = [f"Section {i}. " + "Lorem ipsum dolor sit amet. " * 25 for i in range(num_filler)]
     for i in telling:
@@ -53,7 +58,7 @@ def page(num_filler: int, *telling: int) -> str:
 
 
 def test_a_long_page_is_cut_to_the_passages_that_answer_in_their_order():
-    kept = excerpt(QUESTION, page(20, 4, 13), max_tokens=420)
+    kept = excerpt(QUESTION, Passages.of(page(20, 4, 13)), max_tokens=420)
     assert kept.is_cut
     assert [number for number in range(20) if f"Section {number}." in kept.text] == [4, 13]
     assert kept.text.index("Section 4.") < kept.text.index("[…]") < kept.text.index("Section 13.")
@@ -61,14 +66,14 @@ def test_a_long_page_is_cut_to_the_passages_that_answer_in_their_order():
 
 def test_a_page_within_the_budget_stays_as_it_is():
     text = page(3, 1)
-    kept = excerpt(QUESTION, text, max_tokens=10_000)
+    kept = excerpt(QUESTION, Passages.of(text), max_tokens=10_000)
     assert (kept.text, kept.is_cut) == (text, False)
-    assert kept.score == excerpt(QUESTION, text).score > 0
+    assert kept.score == excerpt(QUESTION, Passages.of(text)).score > 0
 
 
 @given(st.lists(st.text(st.sampled_from("cancel tsk\n.é東"), max_size=900), max_size=8), st.integers(1, 600))
 def test_no_excerpt_is_over_its_budget(lines, max_tokens):
-    assert estimate_tokens(excerpt("cancel task 東", "\n".join(lines), max_tokens).text) <= max_tokens
+    assert estimate_tokens(excerpt("cancel task 東", Passages.of("\n".join(lines)), max_tokens).text) <= max_tokens
 
 
 def test_tokens_are_estimated_by_script():

@@ -83,3 +83,26 @@ async def test_the_rules_used_longest_ago_make_room(monkeypatch):
     for origin in ("a", "b", "a", "c", "a", "b"):
         await cache.rules(origin)
     assert fetch.origins == ["a", "b", "c", "b"]
+
+
+async def test_long_rules_make_room_for_each_other(monkeypatch):
+    monkeypatch.setattr(robots_cache, "_MAX_BYTES", 2_500)
+    fetched = []
+
+    async def fetch(origin: str) -> RobotsRules:
+        fetched.append(origin)
+        return rules_from_answer(200, b"#" * 1_000, AGENT)
+
+    cache = RobotsCache(fetch)
+    for origin in ("a", "b", "a", "c", "a", "b"):
+        await cache.rules(origin)
+    assert fetched == ["a", "b", "c", "b"]
+
+
+async def test_rules_longer_than_all_room_still_hold(monkeypatch):
+    monkeypatch.setattr(robots_cache, "_MAX_BYTES", 10)
+
+    async def fetch(origin: str) -> RobotsRules:
+        return rules_from_answer(200, b"User-agent: *\nDisallow: /", AGENT)
+
+    assert (await RobotsCache(fetch).rules("a")).refusal("http://a/") is not None

@@ -4,11 +4,17 @@ import random
 
 import pytest
 
-from stream2llm_rag.retrievers.crawler.similarity import SIGNATURE_BYTES, Signatures, signature_of
+from stream2llm_rag.retrievers.crawler.relevance import terms_of
+from stream2llm_rag.retrievers.crawler.similarity import SIGNATURE_BYTES, Signatures
+from stream2llm_rag.retrievers.crawler.similarity import signature_of as signature_of_terms
 
 from .conftest import crawl
 
 WORDS = [f"word{i}" for i in range(5_000)]
+
+
+def signature_of(text: str) -> bytes | None:
+    return signature_of_terms(terms_of(text))
 
 
 def text_of(seed: int, num_words: int = 400) -> str:
@@ -32,6 +38,31 @@ def test_signatures_are_as_alike_as_their_texts(num_changed):
     seen = Signatures()
     seen.add(signature_of(" ".join(words)), "one")
     assert seen.nearest(signature_of(" ".join(other))).share == pytest.approx(expected, abs=0.12)
+
+
+@pytest.mark.parametrize("num_words", [60, 200, 2_000])
+def test_the_estimate_is_off_by_chance_alone_and_by_little_however_long_the_texts_are(num_words):
+    dice = random.Random(2)
+    errors = []
+    for seed in range(100):
+        words = text_of(seed, num_words).split()
+        other = [word if dice.random() > 0.01 else "changed" for word in words]
+        seen = Signatures()
+        seen.add(signature_of(" ".join(words)), "one")
+        errors.append(seen.nearest(signature_of(" ".join(other))).share - likeness(words, other))
+    assert abs(sum(errors) / len(errors)) < 0.01
+    assert (sum(error**2 for error in errors) / len(errors)) ** 0.5 < 0.03
+
+
+def likeness(one: list[str], other: list[str]) -> float:
+    runs, others = ({tuple(words[i : i + 5]) for i in range(len(words) - 4)} for words in (one, other))
+    return len(runs & others) / len(runs | others)
+
+
+def test_short_texts_are_not_alike_for_what_neither_has():
+    seen = Signatures()
+    seen.add(signature_of(text_of(1, 60)), "one")
+    assert seen.nearest(signature_of(text_of(2, 60))).share == 0
 
 
 def test_the_nearest_of_many_is_found():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from urllib.parse import urljoin, urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,8 @@ from stream2llm_rag.retrievers.crawler.urls import (
     host_and_port,
     origin_of,
     parse_seed,
+    path_of,
+    site_of,
     strip_tracking,
 )
 
@@ -68,9 +72,16 @@ def test_different_urls_stay_different(one, other):
 def test_canonicalising_twice_changes_nothing_more(url):
     once = canonicalize(url)
     assert once is not None
+    assert origin_of(once) + path_of(once) == once
+    assert origin_of(once).rpartition("/")[2] == site_of(once) == urlsplit(once).netloc
     assert canonicalize(once) == once
     stripped = strip_tracking(once)
     assert strip_tracking(stripped) == stripped == canonicalize(stripped)
+
+
+@given(URLS | st.text("htps:/?#a.@%2").map("http:/".__add__), st.sampled_from(["http://base/a/b", "https://base"]))
+def test_what_is_absolute_already_is_joined_to_nothing(url, base):
+    assert canonicalize(url, base=base) == canonicalize(urljoin(base, url.strip()))
 
 
 @given(st.text(max_size=60), st.sampled_from(["", "http://h/a/b"]))
