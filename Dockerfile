@@ -20,5 +20,5 @@ EXPOSE 8000
 # name its address: docker run -e STREAM2LLM_HEALTH_URL=...
 ENV STREAM2LLM_HEALTH_URL=http://127.0.0.1:8000/health
 HEALTHCHECK --start-period=30m --interval=15s --timeout=5s \
-    CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen(os.environ['STREAM2LLM_HEALTH_URL'], timeout=4)"]
+    CMD ["python3", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(os.environ['STREAM2LLM_HEALTH_URL'], timeout=4)"]
 ENTRYPOINT ["stream2llm", "serve"]

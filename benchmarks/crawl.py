@@ -83,13 +83,17 @@ def run(contestant: Contestant, task: Task, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def served(site: Site, *, one_core: bool) -> Iterator[Site]:
-    """The site; where there is ``one_core`` for each crawler, on the other cores."""
+    """The site; where there is ``one_core`` for each crawler, on the others, if there are any."""
+    if not one_core:
+        with running(site) as started:
+            yield started
+        return
     cores = os.sched_getaffinity(0)
-    crawlers = {min(cores)} if one_core else cores
-    os.sched_setaffinity(0, cores - crawlers or cores)
+    first = {min(cores)}
+    os.sched_setaffinity(0, cores - first or cores)
     try:
         with running(site) as started:
-            os.sched_setaffinity(0, crawlers)
+            os.sched_setaffinity(0, first)
             yield started
     finally:
         os.sched_setaffinity(0, cores)

@@ -18,12 +18,12 @@ def run_command(description: str, cells: Iterable[Cell], folder: Path, write: Ca
     """Do what the command line says. Returns the exit code: 130 when interrupted, 2 for an error."""
     options = _parser(description).parse_args()
     store = Store(folder)
-    missing = [] if options.render else pending(store, cells, options.only)
-    if options.list:
-        print("\n".join(each.label for each in missing))
-        return 0
     try:
-        if options.adopt:
+        missing = [] if options.render else pending(store, cells, options.only)
+        if options.list:
+            print("\n".join(each.label for each in missing))
+            return 0
+        if options.adopt is not None:
             missing = adopt(store, missing, options.adopt, options.jobs)
         run_pending(store, missing, options.jobs)
         write(store)
@@ -38,11 +38,17 @@ def run_command(description: str, cells: Iterable[Cell], folder: Path, write: Ca
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only runs that have this in their line of --list")
     parser.add_argument("--list", action="store_true", help="say what would be run")
     parser.add_argument("--render", action="store_true", help="only write the page")
     parser.add_argument(
-        "--adopt", type=int, metavar="N", help="keep stale runs where N of each front end come out as they were"
+        "--adopt", type=_count, metavar="N", help="keep stale runs where N of each front end come out as they were"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)

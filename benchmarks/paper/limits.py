@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.published import Load
-from benchmarks.paper.tables import NOT_RUN, Rows, load_label, triple
+from benchmarks.paper.tables import NOT_RUN, Rows, load_label, parts, triple
 from benchmarks.wording import table
 from stream2llm_rag.simulation.grid import Machine
 from stream2llm_rag.simulation.records import Percentiles, percentiles
@@ -45,13 +45,9 @@ def _line(load: Load, rows: Rows, shown: Sequence[str]) -> Sequence[str]:
     settings = Cell(load, 1.0).settings(("ns",))
     found = [limits(setting.load.trace(setting.seed), setting.machine) for setting in settings]
     share = median(each.num_found for each in found) / settings[0].machine.hardware.num_kv_tokens
-    alone = [median(parts) for parts in zip(*(_parts(each.last_piece_s) for each in found), strict=True)]
-    ratios = (triple(map(ratio, _parts(rows[name].ttft_s), alone)) if name in rows else NOT_RUN for name in shown)
+    alone = [median(values) for values in zip(*(parts(each.last_piece_s) for each in found), strict=True)]
+    ratios = (triple(map(ratio, parts(rows[name].ttft_s), alone)) if name in rows else NOT_RUN for name in shown)
     return load_label(load), f"{share:.2f}", triple(alone), *ratios
-
-
-def _parts(values: Percentiles) -> tuple[float, float, float]:
-    return values.p50, values.p95, values.p99
 
 
 def _token_seconds(query: Query) -> float:

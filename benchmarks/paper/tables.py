@@ -36,9 +36,9 @@ def _fit_line(load: Load, ours: Row | None) -> Sequence[str]:
     paper = TTFT_S[load][0]
     if ours is None:
         return load_label(load), NOT_RUN, triple(paper), "", ""
-    ratios = [own / other for own, other in zip(_parts(ours.ttft_s), paper, strict=True)]
+    ratios = [own / other for own, other in zip(parts(ours.ttft_s), paper, strict=True)]
     is_near = all(abs(ratios[index] - 1) <= _ALLOWED for index in (0, 2))
-    return load_label(load), triple(_parts(ours.ttft_s)), triple(paper), triple(ratios), "yes" if is_near else "no"
+    return load_label(load), triple(parts(ours.ttft_s)), triple(paper), triple(ratios), "yes" if is_near else "no"
 
 
 def beside_the_paper(by_load: dict[Load, Rows]) -> str:
@@ -54,9 +54,9 @@ def _paper_lines(load: Load, rows: Rows) -> Iterator[Sequence[str]]:
         yield (
             load_label(load) if frontend == PUBLISHED[0] else "",
             frontend,
-            NOT_RUN if row is None else triple(_parts(row.ttft_s)),
+            NOT_RUN if row is None else triple(parts(row.ttft_s)),
             triple(paper),
-            "" if row is None or row.speedup is None else triple(_parts(row.speedup)),
+            "" if row is None or row.speedup is None else triple(parts(row.speedup)),
             triple([slow / fast for slow, fast in zip(usual, paper, strict=True)]),
         )
 
@@ -71,8 +71,8 @@ def cell_table(rows: Rows, default: str) -> str:
 def _cell_line(row: Row, default: str) -> Sequence[str]:
     return (
         f"**{row.frontend}**" if row.frontend == default else row.frontend,
-        triple(_parts(row.ttft_s)),
-        "" if row.speedup is None else triple(_parts(row.speedup)),
+        triple(parts(row.ttft_s)),
+        "" if row.speedup is None else triple(parts(row.speedup)),
         interval(row.to_default.get("p50")),
         interval(row.to_default.get("p99")),
         f"{row.num_evictions:,.0f}",
@@ -146,10 +146,11 @@ def mechanism_table(by_load: dict[Load, Rows]) -> str:
 
 
 def _speedups(row: Row | None) -> str:
-    return NOT_RUN if row is None or row.speedup is None else triple(_parts(row.speedup))
+    return NOT_RUN if row is None or row.speedup is None else triple(parts(row.speedup))
 
 
-def _parts(values: Percentiles) -> Triple:
+def parts(values: Percentiles) -> Triple:
+    """P50, P95 and P99."""
     return values.p50, values.p95, values.p99
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.kept.store import Store
 from benchmarks.paper import cells as paper
+from benchmarks.paper.tables import NOT_RUN
 from benchmarks.wording import table
 from stream2llm_rag.simulation.grid import Generated, Machine, Setting
 from stream2llm_rag.simulation.model import KV_BYTES_PER_TOKEN
@@ -16,8 +18,9 @@ LOAD = paper.ABLATED[0]
 POLICIES = ("density", "fcfs")
 WAYS = ("auto", "swap")
 SEEDS = paper.SEEDS[:3]
+_FULL_SPEED, _SPEEDS = 50.0, (25.0, 8.0)  # GB/s: of the paper's machine here, and of the others
 _NUM_GPUS = 2
-_NOT_RUN = "-"
+_NOT_PLANNED = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +49,45 @@ class Link:
         return [Setting(load, machine, f"{policy}+{way}", seed) for seed in SEEDS for policy in POLICIES for way in WAYS]
 
 
-LINKS = tuple(Link(gb_per_s, pool) for gb_per_s in (25, 8) for pool in (0.35, 0.15))
+LINKS = tuple(Link(speed, pool) for speed in _SPEEDS for pool in (0.35, 0.15))
 
 
 def links_table(store: Store, papers: Store) -> str:
     """How many times sooner than NS; an ``auto`` is marked where one of the other two is surely sooner."""
-    speeds = sorted({link.gb_per_s for link in LINKS}, reverse=True)
-    heads = (
-        "policy",
-        "pool",
-        "recompute",
-        *(f"{way}, {speed} GB/s" for speed in ("50", *map("{:g}".format, speeds)) for way in WAYS),
-    )
+    speeds = (_FULL_SPEED, *_SPEEDS)
+    heads = ("policy", "pool", "recompute", *(f"{way}, {speed:g} GB/s" for speed in speeds for way in WAYS))
     return table(heads, (_line(store, papers, policy, pool) for policy in POLICIES for pool in paper.POOLS))
 
 
 def _line(store: Store, papers: Store, policy: str, pool: float) -> list[str]:
-    without = {"ns", policy}
     kept = papers.runs(paper.Cell(LOAD, pool))
-    plain = [run for run in kept if run.frontend in without]
-    links = sorted((link for link in LINKS if link.pool == pool), key=lambda link: -link.gb_per_s)
-    swapping = [kept, *(store.runs(link) for link in links)]
-    figures = [text for runs in swapping for text in _figures(plain, runs, policy)]
-    num_missing = len(WAYS) * (1 + len(LINKS) // 2) - len(figures)
-    return [f"`{policy}`", f"{pool:g}", _speedup(_rows(plain, policy).get(policy)), *figures, *[_NOT_RUN] * num_missing]
+    plain = [run for run in kept if run.frontend in {"ns", policy}]
+    figures = _figures(plain, kept, policy, len(paper.SEEDS))
+    for speed in _SPEEDS:
+        link = next((link for link in LINKS if (link.gb_per_s, link.pool) == (speed, pool)), None)
+        figures += [_NOT_PLANNED] * len(WAYS) if link is None else _figures(plain, store.runs(link), policy, len(SEEDS))
+    recomputing = _rows(plain, policy).get(policy)
+    return [f"`{policy}`", f"{pool:g}", _speedup(recomputing, len(paper.SEEDS)), *figures]
 
 
-def _figures(plain: list[Run], swapping: list[Run], policy: str) -> list[str]:
+def _figures(plain: list[Run], swapping: list[Run], policy: str, num_seeds: int) -> list[str]:
     own = [run for run in swapping if run.frontend in {f"{policy}+{way}" for way in WAYS}]
     rows = _rows([*plain, *own], f"{policy}+auto")
     auto, swap = (rows.get(f"{policy}+{way}") for way in WAYS)
-    return [_speedup(auto, [rows[name] for name in (policy, f"{policy}+swap") if name in rows]), _speedup(swap)]
+    others = [rows[name] for name in (policy, f"{policy}+swap") if name in rows]
+    return [_speedup(auto, num_seeds, others), _speedup(swap, num_seeds)]
 
 
 def _rows(runs: list[Run], default: str) -> dict[str, Row]:
     return {row.frontend: row for row in compare(runs, default)}
 
 
-def _speedup(row: Row | None, others: list[Row] | None = None) -> str:
-    if row is None or row.speedup is None:
-        return "not run yet"
-    return "/".join(number(getattr(row.speedup, name)) + _mark(others or [], name) for name in ("p50", "p99"))
+def _speedup(row: Row | None, num_seeds: int, others: Sequence[Row] = ()) -> str:
+    if row is None or row.speedup is None or row.num_seeds < num_seeds:
+        return NOT_RUN
+    return "/".join(number(getattr(row.speedup, name)) + _mark(others, name) for name in ("p50", "p99"))
 
 
-def _mark(others: list[Row], name: str) -> str:
+def _mark(others: Sequence[Row], name: str) -> str:
     found = [row.to_default[name] for row in others if name in row.to_default]
     return "*" if any(one.is_apart and one.mean < 1 for one in found) else ""

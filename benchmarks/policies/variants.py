@@ -1,4 +1,4 @@
-"""The default policy with one part taken away, put differently, or perfect: what each part is worth."""
+"""The default policy with one part taken away, put differently, or made perfect: what each part is worth."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Gittins(Density):
 
 
 class Oracle(Density):
-    """The time of each final context is known beforehand: what no prediction can surpass."""
+    """The time of each final context is known beforehand: perfect prediction."""
 
     def _expected_s(self, request: LiveRequest, now: float) -> float:
         return _finals_s()[request.request_id] - now

@@ -53,9 +53,9 @@ def calibrate(
 ) -> None:
     """Measure what computing KV and copying it take with a model on this machine, for the choice between the two.
 
-    The fit is stored, and an engine with the same model, device, dtype, parallelism, block size, attention backend and vLLM
-    finds it when it starts: give the engine arguments that you will use. Exit code 1 where the median error of a part of
-    the fit is 25% or more.
+    The fit is stored, and an engine with the same model, device, dtypes, tensor and pipeline parallelism, enforce_eager, block
+    size, attention backend and vLLM finds it when it starts: give the engine arguments that you will use. Exit code 1 where the
+    median error of a part of the fit is 25% or more.
     """
     with quiet_terminal() as terminal:
         with spinner(terminal.notes, "Getting the model"):

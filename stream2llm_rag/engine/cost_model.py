@@ -56,7 +56,7 @@ class CostModel:
 
     ``costs`` is where it begins: a stored fit, or with ``is_guess`` one that the first observations may overthrow. A copy has
     to be ``margin`` times cheaper than computing again. ``block_size`` is in tokens, and so is ``token_budget``, what one step
-    computes at most. Raises :class:`InvalidInputError` for a margin below 1.
+    computes at most. Raises :class:`InvalidInputError` for a margin or a budget below 1.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class CostModel:
     ) -> None:
         if not 1 <= margin < math.inf:
             raise InvalidInputError(f"margin is {margin!r}. Write how many times cheaper a copy has to be, 1 or more.")
+        if not token_budget >= 1:
+            raise InvalidInputError(f"token_budget is {token_budget!r}. Write how many tokens a step computes, 1 or more.")
         self.mode = mode
         self._block_size = block_size
         self._margin = margin

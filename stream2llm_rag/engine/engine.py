@@ -328,7 +328,7 @@ class Stream2LLMEngine:
 
 
 def _refuse_what_is_taken(engine_args: Mapping[str, Any], *, has_connector: bool) -> None:
-    """Raise :class:`InvalidInputError` for engine arguments whose place is ours, or that would take the place of what is."""
+    """Raise :class:`InvalidInputError` for engine arguments whose place is ours, or that would take such a place."""
     for taken in ("scheduler_cls", "speculative_config", "runner"):
         if engine_args.get(taken) is not None:
             raise InvalidInputError(f"{taken}={engine_args[taken]!r} cannot be combined with streaming. Leave it out.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from operator import mul
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,7 +50,7 @@ class RecursiveLeastSquares:
     def predict(self, features: Sequence[float]) -> float:
         """The value that belongs to ``features``."""
         # Asked hundreds of times a step: for so few coefficients NumPy takes longer.
-        return float(sum(map(mul, self.coefficients, features)))
+        return sum(one * other for one, other in zip(self.coefficients, features, strict=True))
 
     def assume(self, observations: Sequence[Sequence[float]], num_times: int) -> None:
         """Begin as if each of these features had been observed so often, with the value that is predicted for it."""

@@ -276,7 +276,8 @@ class _Walk:
             if -minus_i <= index or num_kept != self._ledger.num_kept(victim):
                 heappop(self._tails)  # it has had its turn, or stands there anew with what it has left
             elif worth < (worth_now := self._worth(victim)):
-                heapreplace(self._tails, (worth_now, minus_i, num_kept))  # others have taken its place in host memory
+                # Others have taken its place in host memory. It stays dear for this step, should they get theirs back.
+                heapreplace(self._tails, (worth_now, minus_i, num_kept))
             else:
                 yield victim
 
@@ -286,7 +287,8 @@ class _Walk:
     def _worth(self, victim: LiveRequest) -> float:
         """What the victim's last block is worth to it; less where losing it costs less, as host memory has room for it.
 
-        Without room two that are swapped would count too little to each other, and displace each other for ever.
+        It has while all blocks that the victim still holds fit. Without room two that are swapped would count too little to
+        each other, and displace each other for ever.
         """
         num_kept = self._ledger.num_kept(victim)
         num_tokens = min(num_kept * self._resources.block_size, victim.num_computed)
@@ -306,7 +308,7 @@ class _Walk:
     def _cut(self, victim: LiveRequest, num_kept: int) -> None:
         while self._ledger.num_kept(victim) > num_kept:
             self._blocks += self._ledger.cut(victim)
-            self._host_blocks -= 1
+            self._host_blocks -= victim.loss_share < 1
         self._slots += num_kept == 0
         self._note_tail(victim)
 
@@ -314,7 +316,7 @@ class _Walk:
         self._slots -= self._ledger.num_kept(victim) == 0 and num_kept > 0
         while self._ledger.num_kept(victim) < num_kept:
             self._blocks -= self._ledger.give_back(victim)
-            self._host_blocks += 1
+            self._host_blocks += victim.loss_share < 1
         self._note_tail(victim)
 
     def _note_tail(self, victim: LiveRequest) -> None:

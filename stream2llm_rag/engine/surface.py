@@ -167,7 +167,7 @@ ATTRIBUTES: dict[tuple[str, str], str] = {
         "dtype enforce_eager is_attention_free is_encoder_decoder is_hybrid max_model_len model runner_type served_model_name"
         " use_mla"
     ),
-    ("vllm.config", "SchedulerConfig"): "async_scheduling max_num_batched_tokens scheduler_cls",
+    ("vllm.config", "SchedulerConfig"): "async_scheduling max_num_batched_tokens max_num_scheduled_tokens scheduler_cls",
     ("vllm.config", "ParallelConfig"): "data_parallel_backend pipeline_parallel_size tensor_parallel_size",
     ("vllm.sampling_params", "SamplingParams"): "extra_args sampling_type",
     ("vllm.sampling_params", "SamplingType"): "RANDOM_SEED",

@@ -123,7 +123,7 @@ class Fit:
 def fit(measurements: Sequence[tuple[Sequence[tuple[int, int]], float]]) -> Fit:
     """The step time that is least off, relative to what was measured; ``measurements`` are steps and their seconds.
 
-    Least squares with no coefficient below zero. A part that the measurements do not tell from the others can come out as 0.
+    Least squares with no coefficient below zero. Parts that the measurements do not tell apart share what these took.
     Copies are not fitted. Raises :class:`InvalidInputError` for fewer than 8 measurements or seconds that are not above zero.
     """
     if len(measurements) < 8:

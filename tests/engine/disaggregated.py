@@ -32,10 +32,8 @@ from .conftest import computed
 SEEDS = itertools.count(10**6)  # no prompt twice: the prefill engine would find it in its prefix cache
 # vLLM binds each engine's threads to cores of its own; two engines on two cores would then wait for each other.
 ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1"}
-
-
-# So small a pool that streams push each other out, with host memory for all that they lose.
 SWAPPING: dict[str, Any] = {**TIGHT, "host_kv_gib": 0.5, "preempt": Preemption.SWAP}
+"""So small a pool that streams push each other out, with host memory for all that they lose."""
 
 
 @contextmanager

@@ -74,14 +74,16 @@ def test_a_front_end_that_is_surely_slower_or_sooner_is_marked(tmp_path):
 def test_a_choice_that_is_surely_worse_than_what_it_chooses_from_is_marked(tmp_path):
     store, papers, link = Store(tmp_path / "own"), Store(tmp_path / "papers"), LINKS[0]
     waits = {"density": 2.0, "density+auto": 2.1, "density+swap": 4.0}
-    for seed in range(3):
+    for seed in range(5):
         for frontend, wait in {"ns": 8.0, **waits}.items():
             run = sample_run(frontend, [wait + seed / 100] * 2, seed=seed, series="link", qps=4)
             papers.add(Cell(LOAD, link.pool), "code", run)
-            if "+" in frontend:
+            if "+" in frontend and seed < (3 if frontend == "density+auto" else 2):
                 store.add(link, "code", run)
     [line] = [line for line in links_table(store, papers).splitlines() if f"`density` | {link.pool:g} |" in line]
-    assert line.split(" | ")[2:] == ["3.99/3.99", "3.8*/3.8*", "2/2", "3.8*/3.8*", "2/2", "not run yet", "not run yet |"]
+    assert line.split(" | ")[2:] == [
+        "3.97/3.97", "3.78*/3.78*", "2/2", "3.8*/3.8*", "not run yet", "not run yet", "not run yet |"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("link", LINKS, ids=lambda link: link.name)

@@ -10,7 +10,7 @@ from vllm.v1.core.sched.interface import PauseState
 
 from stream2llm_rag.engine.policy import POLICIES
 from stream2llm_rag.engine.protocol import EXTRA_ARGS_KEY, Op, OpKind
-from stream2llm_rag.engine.swap.choice import RANDOM, CoinToss
+from stream2llm_rag.engine.swap.choice import RANDOM
 
 from .building import SECRET, Setup
 from .machine import Machine
@@ -67,7 +67,6 @@ class Episode:
     def __init__(self, seed: int, *, setup: Setup | None = None, stock: bool = False) -> None:
         self._seed = seed
         self._dice = random.Random(seed)
-        CoinToss._dice.seed(seed)
         drawn = random_setup(self._dice, stock=stock)
         self.setup = setup or drawn
         self.machine = Machine(self.setup, seed=seed)

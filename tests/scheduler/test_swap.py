@@ -72,6 +72,29 @@ def test_what_a_step_in_flight_copies_in_is_not_copied_out_early(depth: int) -> 
     assert machine.num_answered == 2
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_nor_what_another_stream_has_by_a_prefix_hit_on_that(depth: int) -> None:
+    roomy = Setup(depth=depth, v2_runner=True, block_size=4, max_model_len=40, num_blocks=21, max_num_seqs=4, token_budget=128)
+    machine = Machine(replace(roomy, num_host_blocks=80, preempt=Preemption.SWAP))
+    for name in ("loads", "hits"):
+        machine.open(name, prompt(29))
+        run(machine)
+    for name in ("loads", "hits"):
+        evict(machine, name)
+    for i in range(2):
+        machine.plain(f"filler{i}", prompt(39, 20 + i), SamplingParams(max_tokens=1))
+    streams = [machine.scheduler.requests[name] for name in ("loads", "hits")]
+    while not all(stream.num_computed_tokens for stream in streams):
+        machine.step()
+    assert len({tuple(machine.scheduler.kv_cache_manager.get_block_ids(name)[0]) for name in ("loads", "hits")}) == 1
+    for name in ("hits", "loads"):
+        evict(machine, name)
+    for i in range(2):
+        machine.plain(f"next{i}", prompt(39, 30 + i), SamplingParams(max_tokens=1))
+    run(machine)  # checks every copy
+    assert machine.num_answered == 4
+
+
 def test_a_stream_that_lost_all_computes_only_what_is_new(machine: Machine) -> None:
     machine.open("s", prompt(30))
     run(machine)

@@ -115,6 +115,7 @@ def test_the_health_check_asks_where_it_is_told_to(status: int, is_well: bool) -
         def log_message(self, *_: object) -> None: ...
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.timeout = 30
         answering = threading.Thread(target=server.handle_request)
         answering.start()
         url = f"http://127.0.0.1:{server.server_port}/health"

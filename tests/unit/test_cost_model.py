@@ -69,6 +69,12 @@ def test_recomputing_costs_the_base_of_each_step_that_it_fills_alone(token_budge
     assert added_s == pytest.approx(num_added_steps * 4e-3)
 
 
+@pytest.mark.parametrize("token_budget", [0, -1, float("nan")])
+def test_a_budget_of_no_tokens_is_refused(token_budget):
+    with pytest.raises(InvalidInputError, match=r"token_budget is .* 1 or more"):
+        model(token_budget=token_budget)
+
+
 def test_copying_costs_an_operation_and_its_blocks_in_either_direction_by_itself():
     costs = Costs(H200, CopyCost(1e-4, 2e-5), CopyCost(3e-4, 5e-5))
     assert model(costs).swap_out_s(10) == pytest.approx(1e-4 + 10 * 2e-5) == pytest.approx(costs.swap_out(10))

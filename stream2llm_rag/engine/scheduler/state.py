@@ -39,7 +39,10 @@ class Stream:
     since: float = 0.0
     """From then on it has waited, or idled, unless it runs."""
     live: LiveRequest | None = None
-    """What the planner sees of it, while it is partial and nothing has changed: there may be thousands that just wait."""
+    """What the planner sees of it, while it is partial and nothing has changed: there may be thousands that just wait.
+
+    What losing it costs is as of then, though costs are learned all the time.
+    """
     held_end: int | None = None
     """Where what host memory held of it ended when ``live`` was made. That changes by itself, when others need the room."""
 

@@ -25,7 +25,7 @@ class Swapping(Queues):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._swap: SwapConnector | None = None
-        self._loaded: set[str] = set()  # by a step that computes nothing of theirs, and may be in flight
+        self._loaded: set[str] = set()  # got KV by a step that computes nothing of theirs, and may be in flight
         managers = self.kv_cache_manager.coordinator.single_type_managers
         connector = swap_connector_in(self.connector)
         if connector is not None and [type(manager) for manager in managers] == [FullAttentionManager]:
@@ -53,7 +53,7 @@ class Swapping(Queues):
         return min(1.0, decision.swap_s / decision.recompute_s) if decision.swap and decision.recompute_s > 0 else 1.0
 
     def _num_free_host_blocks(self) -> int:
-        return self._swap.books.num_slots - self._swap.books.num_used_slots if self._swap is not None else 0
+        return self._swap.books.num_slots - self._swap.books.num_promised_slots if self._swap is not None else 0
 
     # ------------------------------------------------------------------ out
 
@@ -117,8 +117,8 @@ class Swapping(Queues):
             return
         if record is not None:
             self._swap.books.load(record, start, self._blocks_of(request))
-            self._loaded.add(request.request_id)
         if end > before:
+            self._loaded.add(request.request_id)  # with a hit alone, too: the same step may copy in what it hits
             request.num_computed_tokens = end
             self._note_return(request, before, num_hit)
         self._swap.cost.saw_return(num_given_up, min(num_hit, num_given_up))

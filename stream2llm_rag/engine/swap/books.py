@@ -81,6 +81,11 @@ class HostBooks:
         return bool(self._records)
 
     @property
+    def num_promised_slots(self) -> int:
+        """Slots that hold something, are being read, or will be wanted when the pool hands out the blocks that are held."""
+        return self.num_used_slots + sum(map(len, self._on_device.values()))
+
+    @property
     def num_used_slots(self) -> int:
         """Slots that hold something, or are being read."""
         return self.num_slots - len(self._free)
@@ -219,7 +224,7 @@ class HostBooks:
         return None if held.is_gone else self._free.pop()
 
     def _find_least(self) -> HostRecord | None:
-        """The least valuable record that has slots; all are looked at only when the last one found has none left."""
+        """The least valuable record that has slots; all are looked at only when the last one found has or is none any more."""
         least = self._least
         if least is None or not least.num_slots or self._records.get(least.request_id) is not least:
             with_slots = (record for record in self._records.values() if record.num_slots)

@@ -46,5 +46,5 @@ def make_cost(
     """
     costs, is_guess = stored or guess(block_bytes), stored is None
     if mode == RANDOM:
-        return CoinToss(costs, block_size, is_guess=is_guess)
+        return CoinToss(costs, block_size, token_budget=token_budget, is_guess=is_guess)
     return CostModel(costs, block_size, mode=Preemption(mode), token_budget=token_budget, is_guess=is_guess)

@@ -60,7 +60,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
             block_size = vllm_config.cache_config.block_size
             size = vllm_config.kv_transfer_config.kv_connector_extra_config
             stored = load_costs(vllm_config) if "host_kv_gib" in size else None  # blocks are counted out for other machines
-            preempt, budget = CoreSettings.from_environment().preempt, vllm_config.scheduler_config.max_num_batched_tokens
+            preempt, scheduler = CoreSettings.from_environment().preempt, vllm_config.scheduler_config
+            budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens  # as in Scheduler.__init__
             self.cost: CostModel = make_cost(preempt, block_size, block_bytes, stored, budget)
             # The cost model may be replaced: ask for the one that is there.
             self.books = HostBooks(self._num_slots, block_size, lambda num, context: self.cost.recompute_s(num, context))

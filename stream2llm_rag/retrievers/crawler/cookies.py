@@ -41,12 +41,17 @@ class CookieJar:
         return "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items()) or None
 
     def learn(self, response: aiohttp.ClientResponse) -> None:
-        """Take what a site set; in clear, no cookie that is for https, and none of the name of one (RFC 6265bis, 5.7)."""
+        """Take what a site set; in clear, no cookie that is for https, and none of the name of one (RFC 6265bis, 5.7).
+
+        Nor one whose name promises that it is for https alone, where it is not.
+        """
         is_clear = response.url.scheme != "https"
-        secure_names = self._secure_names(response.url.host) if is_clear else set()
+        secure_names = self._secure_names(response.url.raw_host) if is_clear else set()
         taken = SimpleCookie()
         for name, morsel in response.cookies.items():
-            if is_clear and (morsel["secure"] or name in secure_names or name.lower().startswith(_SECURE_PREFIXES)):
+            if is_clear and (morsel["secure"] or name in secure_names):
+                continue
+            if name.lower().startswith(_SECURE_PREFIXES) and (is_clear or not morsel["secure"]):
                 continue
             morsel["domain"] = ""
             taken[name] = morsel

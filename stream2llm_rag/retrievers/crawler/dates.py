@@ -12,8 +12,8 @@ from lxml import etree, html  # type: ignore[import-untyped]
 
 _MAX_TIMES = 20
 _TELLING = etree.XPath(  # of a head; a description may have any number in it
-    "./title | ./meta[not(contains(@name, 'description') or contains(@property, 'description') or @name='viewport')]"
-    " | ./link | ./abbr | ./time | ./script[contains(@type, 'json')]"
+    "./title | .//meta[not(contains(@name, 'description') or contains(@property, 'description') or @name='viewport')]"
+    " | ./link | .//abbr | .//time | ./script[contains(@type, 'json')]"
 )
 _YEAR = re.compile(r"\d\d")  # the least that every date has; in an address it has the century, too
 _YEAR_OF_URL = re.compile(r"\d{4}")

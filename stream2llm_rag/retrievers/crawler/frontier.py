@@ -56,7 +56,7 @@ class Frontier:
         return sum(len(queue) for queue in self._queues.values())
 
     def add(self, target: Target) -> bool:
-        """Queue ``target``; False where its page was queued before, its host is closed, or the frontier has had all it can."""
+        """Queue ``target``; False where its page was queued before, its host is closed, or the frontier had all it can hold."""
         if target.key in self._seen or len(self._seen) >= self._max_urls or self.is_closed(target.url):
             return False
         self._seen.add(target.key)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from stream2llm_rag.retrievers.crawler.robots import RobotsRules
 
@@ -21,18 +23,19 @@ class RobotsCache:
         self._fetch = fetch
         self._clock = clock
         self._kept: OrderedDict[str, tuple[float, RobotsRules]] = OrderedDict()
+        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def rules(self, origin: str) -> RobotsRules:
-        """The rules of ``origin``. Politeness sends one request at a time to an origin unknown so far, so no two fetch them."""
-        until_s, rules = self._kept.get(origin, (0.0, None))
-        if rules is None or until_s <= self._clock():
-            rules = await self._fetch(origin)
-            keep_s = _KEEP_S if rules.unreachable is None else _KEEP_UNREACHABLE_S
-            self._kept.pop(origin, None)  # to come last
-            self._kept[origin] = (self._clock() + keep_s, rules)
-            self._make_room()
-        else:
+        """The rules of ``origin``: fetched once, however many ask for them."""
+        lock = self._fetching.setdefault(origin, asyncio.Lock())
+        async with lock:
+            until_s, rules = self._kept.get(origin, (0.0, None))
+            if rules is None or until_s <= self._clock():
+                rules = await self._fetch(origin)
+                keep_s = _KEEP_S if rules.unreachable is None else _KEEP_UNREACHABLE_S
+                self._kept[origin] = (self._clock() + keep_s, rules)
             self._kept.move_to_end(origin)
+            self._make_room()
         return rules
 
     def _make_room(self) -> None:

@@ -228,9 +228,10 @@ class TestCookies:
 
         return handler
 
-    async def test_what_comes_in_clear_does_not_touch_those_for_https(self, site, crawler_on):
+    @pytest.mark.parametrize("host", ["127.0.0.1", "xn--bcher-kva.example"])
+    async def test_what_comes_in_clear_does_not_touch_those_for_https(self, host):
         """Neither in their place, nor in front of them by a longer path, nor by the names that promise https."""
-        secure, clear = "https://127.0.0.1/a/b", site.url("/")
+        secure, clear = f"https://{host}/a/b", f"http://{host}/"
         jar = CookieJar({secure: {"session": "mine"}, clear: {"plain": "mine"}})
 
         class Response:
@@ -241,6 +242,8 @@ class TestCookies:
         for header in [*refused, "plain=theirs", "other=1"]:
             jar.learn(Response(clear, header))
         assert set(jar.header_for(secure).split("; ")) == {"session=mine", "plain=theirs", "other=1"}
+        jar.learn(Response(secure, "__Secure-id=x"))
+        assert "__Secure-id" not in (jar.header_for(clear) or "")
         jar.learn(Response(secure, "session=renewed; Secure; Path=/"))
         assert "session=renewed" in jar.header_for(secure)
 

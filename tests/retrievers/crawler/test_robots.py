@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from stream2llm_rag.retrievers.crawler import robots_cache
@@ -106,3 +107,22 @@ async def test_rules_longer_than_all_room_still_hold(monkeypatch):
         return rules_from_answer(200, b"User-agent: *\nDisallow: /", AGENT)
 
     assert (await RobotsCache(fetch).rules("a")).refusal("http://a/") is not None
+
+
+async def test_rules_that_many_ask_for_at_once_are_fetched_once():
+    arrived, fetched = anyio.Event(), []
+
+    async def fetch(origin):
+        fetched.append(origin)
+        await arrived.wait()
+        return RobotsRules(AGENT)
+
+    cache = RobotsCache(fetch)
+    async with anyio.create_task_group() as tasks:
+        for origin in "aab":
+            tasks.start_soon(cache.rules, origin)
+        await anyio.wait_all_tasks_blocked()
+        arrived.set()
+    assert sorted(fetched) == ["a", "b"]
+    await cache.rules("a")
+    assert len(fetched) == 2
