@@ -9,8 +9,8 @@ from statistics import median
 
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.published import Load
-from benchmarks.paper.tables import NOT_RUN, Rows, load_label, parts, triple
-from benchmarks.wording import table
+from benchmarks.paper.tables import Rows, load_label, parts, triple
+from benchmarks.wording import NOT_RUN, table
 from stream2llm_rag.simulation.grid import Machine
 from stream2llm_rag.simulation.records import Percentiles, percentiles
 from stream2llm_rag.simulation.report import ratio

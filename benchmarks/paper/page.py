@@ -11,6 +11,7 @@ from benchmarks.paper.cells import CELLS, NUM_REQUESTS, POOLS, SEEDS, Cell
 from benchmarks.paper.limits import limits_table
 from benchmarks.paper.published import TTFT_S
 from benchmarks.paper.words import BESIDE, DIFFERENCES, FIT, GPU, INTRODUCTION, LIMITS, MECHANISM, PRESSURE, THROUGHPUT
+from benchmarks.wording import NOT_RUN
 from stream2llm_rag.engine.policy import DEFAULT_POLICY, POLICIES
 from stream2llm_rag.simulation.plots import draw_all
 from stream2llm_rag.simulation.report import compare
@@ -62,7 +63,7 @@ def _pressure(cells: dict[Cell, tables.Rows]) -> str:
     pressed = {cell: rows for cell, rows in cells.items() if cell.load in {other.load for other in CELLS if other.pool < 1}}
     found = "".join(
         f"### {tables.load_label(cell.load)}, pool {cell.pool:g}\n\n"
-        + (tables.cell_table(rows, DEFAULT_POLICY) if rows else f"{tables.NOT_RUN.capitalize()}.\n")
+        + (tables.cell_table(rows, DEFAULT_POLICY) if rows else f"{NOT_RUN.capitalize()}.\n")
         + "\n"
         for cell, rows in pressed.items()
     )

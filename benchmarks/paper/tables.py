@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.published import FRONTENDS as PUBLISHED
 from benchmarks.paper.published import MECHANISMS, SPEEDUP_BY_MECHANISM, TTFT_S, Load, Triple
-from benchmarks.wording import interval, table
+from benchmarks.wording import NOT_RUN, interval, speedup, table
 from stream2llm_rag.simulation.records import Percentiles
 from stream2llm_rag.simulation.report import Row, number, ratio
 
 Rows = dict[str, Row]
 """The rows of one cell, by front end."""
 
-NOT_RUN = "not run yet"
 _ALLOWED = 0.25
 AIMS = {1.0: ("16/11", ""), 0.5: ("14/10", ""), 0.35: ("10/7", "14/10"), 0.15: ("5/3", "6/4")}
 """Set before the runs for the crawler at delay x10, by pool: times NS at P50 / P99 without hints, and with them."""
@@ -90,18 +89,14 @@ def aims_table(cells: dict[Cell, Rows], default: str) -> str:
     lines = (
         (
             f"{pool:g}",
-            _speedup(pressed.get(pool, {}).get(default)),
+            speedup(pressed.get(pool, {}).get(default)),
             aim,
-            _speedup(pressed.get(pool, {}).get("density+hints")),
+            speedup(pressed.get(pool, {}).get("density+hints")),
             hinted,
         )
         for pool, (aim, hinted) in AIMS.items()
     )
     return table(heads, lines)
-
-
-def _speedup(row: Row | None) -> str:
-    return NOT_RUN if row is None or row.speedup is None else f"{number(row.speedup.p50)}/{number(row.speedup.p99)}"
 
 
 def sooner_than_default(cells: dict[Cell, Rows], default: str, policies: Sequence[str]) -> tuple[str, int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from benchmarks.kept.store import Store
 from benchmarks.paper import cells as paper
-from benchmarks.paper.tables import NOT_RUN
-from benchmarks.wording import table
+from benchmarks.wording import NOT_RUN, speedup, table
 from stream2llm_rag.simulation.grid import Generated, Machine, Setting
 from stream2llm_rag.simulation.model import KV_BYTES_PER_TOKEN
-from stream2llm_rag.simulation.report import Row, compare, number
+from stream2llm_rag.simulation.report import Row, compare
 from stream2llm_rag.simulation.runs import Run
 
 LOAD = paper.ABLATED[0]
@@ -83,9 +83,9 @@ def _rows(runs: list[Run], default: str) -> dict[str, Row]:
 
 
 def _speedup(row: Row | None, num_seeds: int, others: Sequence[Row] = ()) -> str:
-    if row is None or row.speedup is None or row.num_seeds < num_seeds:
+    if row is None or row.num_seeds < num_seeds:
         return NOT_RUN
-    return "/".join(number(getattr(row.speedup, name)) + _mark(others, name) for name in ("p50", "p99"))
+    return speedup(row, partial(_mark, others))
 
 
 def _mark(others: Sequence[Row], name: str) -> str:

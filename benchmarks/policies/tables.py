@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from benchmarks.kept.store import Store
 from benchmarks.policies.conditions import CONDITIONS, FRONTENDS, Condition
 from benchmarks.policies.variants import ABLATIONS, VARIANTS
-from benchmarks.wording import interval, table
+from benchmarks.wording import NOT_RUN, interval, speedup, table
 from stream2llm_rag.engine.policy import DEFAULT_POLICY
 from stream2llm_rag.simulation.report import Row, compare, number
-
-NOT_RUN = "not run yet"
 
 
 def conditions_table(store: Store) -> str:
@@ -24,18 +24,12 @@ def _of(cell: Condition) -> tuple[str, str]:
 
 def _speedups(store: Store, cell: Condition) -> list[str]:
     rows = {row.frontend: row for row in compare(store.runs(cell))}
-    return [_speedup(rows.get(frontend)) for frontend in FRONTENDS[1:]]
+    return [speedup(row, partial(_mark, row)) for row in map(rows.get, FRONTENDS[1:])]
 
 
-def _speedup(row: Row | None) -> str:
-    if row is None or row.speedup is None:
-        return NOT_RUN
-    return "/".join(number(getattr(row.speedup, name)) + _mark(row, name) for name in ("p50", "p99"))
-
-
-def _mark(row: Row, name: str) -> str:
-    found = row.to_default.get(name)
-    if row.frontend == DEFAULT_POLICY or found is None or not found.is_apart:
+def _mark(row: Row | None, name: str) -> str:
+    found = None if row is None else row.to_default.get(name)
+    if row is None or row.frontend == DEFAULT_POLICY or found is None or not found.is_apart:
         return ""
     return "*" if found.mean > 1 else "+"
 

@@ -228,6 +228,7 @@ def test_every_slot_is_free_or_used_once(num_slots: int, actions: list[tuple]) -
                 copies = made.take_copies()
                 written = [copy.slot for copy in (*copies.early_outs, *copies.outs)]
                 assert len(set(written)) == len(written)
+        assert made.num_promised_slots == made.num_used_slots + sum(map(len, made._on_device.values()))
     made.take_copies()
     used = [held.slot for record in made._records.values() for held in record._held if held.slot is not None]
     assert sorted([*made._free, *used]) == list(range(num_slots))

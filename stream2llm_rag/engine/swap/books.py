@@ -83,7 +83,7 @@ class HostBooks:
     @property
     def num_promised_slots(self) -> int:
         """Slots that hold something, are being read, or will be wanted when the pool hands out the blocks that are held."""
-        return self.num_used_slots + sum(map(len, self._on_device.values()))
+        return sum(len(record._held) for record in self._records.values()) + len(self._read)
 
     @property
     def num_used_slots(self) -> int:

@@ -1,8 +1,8 @@
 """Copies between blocks of the device's KV cache and host slots, made in a worker.
 
 On the CPU platform they are plain copies. On CUDA they run on a stream of their own, ordered by events: before the forward pass
-that overwrites or reads the blocks, and behind the passes that wrote them. The CUDA part has not
-been run yet.
+that overwrites or reads the blocks, and behind the passes that wrote them. The CUDA part has not been run
+yet.
 """
 
 from __future__ import annotations

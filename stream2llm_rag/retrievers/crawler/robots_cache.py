@@ -33,9 +33,11 @@ class RobotsCache:
             if rules is None or until_s <= self._clock():
                 rules = await self._fetch(origin)
                 keep_s = _KEEP_S if rules.unreachable is None else _KEEP_UNREACHABLE_S
+                self._kept.pop(origin, None)  # to come last
                 self._kept[origin] = (self._clock() + keep_s, rules)
-            self._kept.move_to_end(origin)
-            self._make_room()
+                self._make_room()
+            else:
+                self._kept.move_to_end(origin)
         return rules
 
     def _make_room(self) -> None:
