@@ -67,14 +67,10 @@ def _pressure(cells: dict[Cell, tables.Rows]) -> str:
         + "\n"
         for cell, rows in pressed.items()
     )
-    sooner, num_compared = tables.sooner_than_default(cells, DEFAULT_POLICY, list(POLICIES))
-    verdict = f"{num_compared} comparisons of P50 or P99 over all cells. "
-    verdict += (
-        "These policies are sooner than the default:\n\n" + sooner if sooner else "In none is another policy sooner for sure.\n"
-    )
+    standing = tables.standing_table(cells, DEFAULT_POLICY, list(POLICIES))
     pools = ", ".join(f"{pool:g}" for pool in POOLS)
     aims = tables.aims_table(cells, DEFAULT_POLICY)
-    return PRESSURE.format(default=DEFAULT_POLICY, pools=pools, aims=aims, verdict=verdict, cells=found)
+    return PRESSURE.format(default=DEFAULT_POLICY, pools=pools, aims=aims, standing=standing, cells=found)
 
 
 def _draw(store: Store, folder: Path) -> list[str]:

@@ -83,34 +83,37 @@ def _cell_line(row: Row, default: str) -> Sequence[str]:
 
 
 def aims_table(cells: dict[Cell, Rows], default: str) -> str:
-    """What was aimed for under memory pressure, and what came out."""
-    heads = ("pool", f"{default}, P50/P99 times NS", "aim", "density with hints", "aim")
+    """What was aimed for under memory pressure, and what came out; beside it, without an aim, host memory."""
+    heads = ("pool", f"{default}, P50/P99 times NS", "aim", "with hints", "aim", "with host memory", "with both")
     pressed = {cell.pool: rows for cell, rows in cells.items() if cell.load == ("crawler", 4, 10)}
-    lines = (
-        (
-            f"{pool:g}",
-            speedup(pressed.get(pool, {}).get(default)),
-            aim,
-            speedup(pressed.get(pool, {}).get("density+hints")),
-            hinted,
+    lines = []
+    for pool, (aim, hinted_aim) in AIMS.items():
+        plain, hinted, swapping, both = (
+            speedup(pressed.get(pool, {}).get(default + extra)) for extra in ("", "+hints", "+auto", "+hints+auto")
         )
-        for pool, (aim, hinted) in AIMS.items()
-    )
+        lines.append((f"{pool:g}", plain, aim, hinted, hinted_aim, swapping, both))
     return table(heads, lines)
 
 
-def sooner_than_default(cells: dict[Cell, Rows], default: str, policies: Sequence[str]) -> tuple[str, int]:
-    """Where another policy is surely sooner than the default one, and how many comparisons there were."""
-    lines, num_compared = [], 0
-    for cell, rows in cells.items():
-        for policy in policies:
-            for name, found in rows[policy].to_default.items() if policy in rows else ():
-                if policy == default or name == "p95":
-                    continue
-                num_compared += 1
-                if found.high is not None and found.high < 1:
-                    lines.append((f"{load_label(cell.load)}, pool {cell.pool:g}", policy, name.upper(), interval(found)))
-    return table(("cell", "policy", "", f"its TTFT / {default}'s"), lines) if lines else "", num_compared
+def standing_table(cells: dict[Cell, Rows], default: str, policies: Sequence[str]) -> str:
+    """Each cell's comparisons with the other policies, P50 and P99: how many the default surely wins, and which it does not."""
+    heads = ("cell", f"{default} surely sooner", "not decided", "another surely sooner")
+    others = [policy for policy in policies if policy != default]
+    return table(heads, (_standing(cell, rows, others) for cell, rows in cells.items() if any(name in rows for name in others)))
+
+
+def _standing(cell: Cell, rows: Rows, others: Sequence[str]) -> Sequence[str]:
+    compared = [
+        (f"{policy} {name.upper()}", rows[policy].to_default[name])
+        for policy in others
+        for name in ("p50", "p99")
+        if policy in rows and name in rows[policy].to_default
+    ]
+    longer = [name for name, found in compared if found.is_apart and found.mean > 1]
+    shorter = [f"{name} {interval(found)}" for name, found in compared if found.is_apart and found.mean < 1]
+    undecided = [f"{name} {interval(found)}" for name, found in compared if not found.is_apart]
+    label = f"{load_label(cell.load)}, pool {cell.pool:g}"
+    return label, f"{len(longer)} of {len(compared)}", ", ".join(undecided) or "none", ", ".join(shorter) or "none"
 
 
 def throughput_table(cells: dict[Cell, Rows], default: str) -> str:

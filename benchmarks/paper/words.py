@@ -69,7 +69,9 @@ end's TTFT in multiples of the default policy's, seed by seed: the geometric mea
 What was aimed for at delay x10 before the runs, and what came out:
 
 {aims}
-{verdict}
+The other policies of this library, P50 and P99 of each, over all seeds. An interval that has 1 in it decides nothing:
+
+{standing}
 {cells}"""
 
 THROUGHPUT = """\
