@@ -43,7 +43,7 @@ def render(store: Store, gpu_results: Path, pictures: list[str]) -> str:
     sections = [
         INTRODUCTION.format(num_there=num_there, num_all=num_all, num_requests=NUM_REQUESTS, num_seeds=len(SEEDS)),
         FIT.format(table=tables.fit_table(in_order)),
-        BESIDE.format(table=tables.beside_the_paper(in_order)),
+        BESIDE.format(agreement=tables.agreement_table(in_order), table=tables.beside_the_paper(in_order)),
         LIMITS.format(default=DEFAULT_POLICY, table=limits_table(in_order, DEFAULT_POLICY)),
         _pressure(cells),
         THROUGHPUT.format(table=tables.throughput_table(cells, DEFAULT_POLICY)),

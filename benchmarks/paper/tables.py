@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
 
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.published import FRONTENDS as PUBLISHED
@@ -58,6 +59,26 @@ def _paper_lines(load: Load, rows: Rows) -> Iterator[Sequence[str]]:
             "" if row is None or row.speedup is None else triple(parts(row.speedup)),
             triple([slow / fast for slow, fast in zip(usual, paper, strict=True)]),
         )
+
+
+def agreement_table(by_load: dict[Load, Rows]) -> str:
+    """TTFT here over that in the paper, of all front ends that stream: the median, and the ends, by workload and delay."""
+    heads = ("loads", "compared", *(f"ours / paper, {name}" for name in ("P50", "P95", "P99")))
+    kinds = list(dict.fromkeys((workload, delay) for workload, _, delay in TTFT_S))
+    return table(heads, (_agreement(kind, by_load) for kind in kinds))
+
+
+def _agreement(kind: tuple[str, float], by_load: dict[Load, Rows]) -> Sequence[str]:
+    workload, delay = kind
+    ratios = [
+        [own / other for own, other in zip(parts(rows[frontend].ttft_s), paper, strict=True)]
+        for (name, qps, stretched), rows in by_load.items()
+        for frontend, paper in zip(PUBLISHED[1:], TTFT_S[name, qps, stretched][1:], strict=True)
+        if (name, stretched) == kind and frontend in rows
+    ]
+    label = workload + (f", delay x{delay:g}" if delay != 1 else "")
+    spreads = (f"{number(median(each))} [{number(min(each))}, {number(max(each))}]" for each in zip(*ratios, strict=True))
+    return label, f"{len(ratios)}", *(spreads if ratios else (NOT_RUN, "", ""))
 
 
 def cell_table(rows: Rows, default: str) -> str:

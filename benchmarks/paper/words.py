@@ -45,8 +45,10 @@ BESIDE = """\
 ## Beside the paper
 
 Front ends: `ns` is the usual way; `vllm-s` the paper's vLLM-S, streamed on vLLM's default scheduling; the others are the
-paper's policies on this library's scheduler. The whole pool of two H200.
+paper's policies on this library's scheduler. The whole pool of two H200. Nothing was fitted to the front ends that stream; how
+near they come, as the median over loads and front ends, and the ends:
 
+{agreement}
 {table}"""
 
 LIMITS = """\

@@ -15,7 +15,7 @@ from benchmarks.kept.store import Store
 from benchmarks.paper import page
 from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, OTHERS, PRESSED, SEEDS, SWAPPING, Cell
 from benchmarks.paper.published import FRONTENDS, SPEEDUP_BY_MECHANISM, TTFT_S
-from benchmarks.paper.tables import cell_table, fit_table, standing_table
+from benchmarks.paper.tables import agreement_table, cell_table, fit_table, standing_table
 from stream2llm_rag.engine.policy import POLICIES
 from stream2llm_rag.simulation.frontends import make_frontend
 from stream2llm_rag.simulation.report import compare
@@ -96,6 +96,20 @@ def test_the_fit_is_near_within_a_quarter_at_both_ends(store):
         rows = {row.frontend: row for row in compare(store.runs(cell))}
         assert f" | {verdict} |" in fit_table({load: rows})
     assert "not run yet" in fit_table({load: {}})
+
+
+def test_how_near_streaming_comes_to_the_paper_is_a_median_with_its_ends(store):
+    by_load = {}
+    for qps, factor in ((0.5, 0.5), (1, 1.0), (2, 3.0)):
+        cell = Cell(("crawler", qps, 1), 1.0)
+        p50, _, p99 = TTFT_S[cell.load][FRONTENDS.index("fcfs")]
+        kept(store, "fcfs", [factor * p50, factor * p50, factor * p99], cell)
+        kept(store, "ns", [100.0], cell)  # does not stream
+        by_load[cell.load] = {row.frontend: row for row in compare(store.runs(cell))}
+    crawls, _, searches, _ = agreement_table(by_load).splitlines()[2:]
+    assert crawls.startswith("| crawler | 3 | 1 [0.5, 3] |")
+    assert crawls.endswith("| 1 [0.5, 3] |")
+    assert searches == "| anns | 0 | not run yet |  |  |"
 
 
 def test_each_comparison_with_the_default_is_won_lost_or_undecided(store):
