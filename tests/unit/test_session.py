@@ -133,6 +133,28 @@ async def test_a_job_of_the_starter_is_waited_for_however_often_the_caller_is_ca
     starter.close()
 
 
+async def test_a_job_of_the_starter_is_waited_for_however_often_its_task_is_cancelled() -> None:
+    """Its thread must outlive that: with it vLLM's processes would go."""
+    starter, started, go_on = _Starter(), threading.Event(), threading.Event()
+
+    def job() -> None:
+        started.set()
+        go_on.wait(30)
+
+    task = asyncio.create_task(starter.run(job))
+    await anyio.to_thread.run_sync(started.wait)
+    for _ in range(2):
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with anyio.fail_after(30):
+        assert await starter.run(lambda: 7) == 7
+    starter.close()
+
+
 def test_a_listener_that_raises_is_forgotten_and_others_go_on() -> None:
     hub, heard = FeedbackHub(), list[StepRecord]()
 
