@@ -52,6 +52,7 @@ FOREIGN = {
     "sklearn": ("retrievers.diskann",),
 }
 PURE = (
+    "engine.inputs",
     "engine.protocol",
     "engine.policy",
     "engine.planner",

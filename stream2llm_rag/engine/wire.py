@@ -24,6 +24,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from stream2llm_rag.engine import protocol
 from stream2llm_rag.engine.feedback import FeedbackHub
+from stream2llm_rag.engine.inputs import checked_ids
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.engine.session import OutputDelta, Session, Submission, TokenIds
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 
 _REFUSALS = (ValueError, VLLMValidationError)
 # As AsyncMPClient writes to the core, and as the core reads (vllm/v1/engine/core.py, process_input_sockets).
-_encoder, _sampling_decoder, _request_decoder = MsgpackEncoder(), MsgpackDecoder(SamplingParams), MsgpackDecoder(EngineCoreRequest)
+_encoder, _sampling_decoder, _request_decoder = (
+    MsgpackEncoder(),
+    MsgpackDecoder(SamplingParams),
+    MsgpackDecoder(EngineCoreRequest),
+)
 
 
 class VllmWire:
@@ -94,7 +99,7 @@ class VllmWire:
         self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams
     ) -> AsyncIterator[OutputDelta]:
         """Run a plain request."""
-        inputs = prompt if isinstance(prompt, str) else tokens_input(list(prompt))
+        inputs = prompt if isinstance(prompt, str) else tokens_input(checked_ids(prompt, self.vocab_size))
         params = sampling_params(sampling)
         try:
             async with aclosing(self._llm.generate(inputs, params, f"plain-{uuid4().hex}")) as outputs:
@@ -191,8 +196,8 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
 def _check_readable(message: Any, decoder: MsgpackDecoder) -> None:
     """Raise :class:`InvalidInputError` for a message that the engine core could not read.
 
-    vLLM checks values, not their types, and what reads messages in the core ends at one that it cannot read: nothing would reach
-    the core any more, and every stream would wait for ever.
+    vLLM checks values, not their types, and what reads messages in the core ends at one that it cannot read: nothing would
+    reach the core any more, and every stream would wait for ever.
     """
     try:
         decoder.decode(_encoder.encode(message))
