@@ -30,7 +30,10 @@ TokenIds = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class OutputDelta:
-    """Tokens that came together. ``finish_reason`` is set in the last one: ``stop``, ``length`` or ``abort``.
+    """Tokens that came together. ``finish_reason``, vLLM's, is set in the last one.
+
+    It is ``stop``, ``length`` or ``abort``; ``repetition`` where the sampling looks for that; and ``error`` where a KV
+    connector could not load what it was to, and may not have it computed again.
 
     ``kv_transfer_params``, in the last one too, is what vLLM's KV connector says of the request's KV, if there is a connector
     and the request's ``extra_args`` asked for it.
