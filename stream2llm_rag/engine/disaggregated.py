@@ -7,14 +7,13 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import anyio
-
 from stream2llm_rag.engine.engine import EngineStats, Stream2LLMEngine
 from stream2llm_rag.engine.feedback import StepRecord
 from stream2llm_rag.engine.handover import HandoverWire
 from stream2llm_rag.engine.roles import Role
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.errors import CapacityError, InvalidInputError, LifecycleError
+from stream2llm_rag.shielding import run_shielded
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -66,10 +65,14 @@ class DisaggregatedEngine:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Abort open sessions and close both engines. Calling it again does nothing."""
-        with anyio.CancelScope(shield=True):
+        """Abort open sessions and close both engines, also when cancelled meanwhile. Calling it again does nothing."""
+        await run_shielded(self._close())
+
+    async def _close(self) -> None:
+        try:
             for session in list(self._sessions):
                 await session.abort()
+        finally:
             await self._engines.aclose()
 
     @property

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import anyio
+import anyio.lowlevel
 
 from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub, StepRecord
@@ -35,6 +35,7 @@ from stream2llm_rag.errors import (
     Stream2LLMError,
 )
 from stream2llm_rag.main_guard import refuse_unguarded_start
+from stream2llm_rag.shielding import run_shielded
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -131,8 +132,7 @@ class Stream2LLMEngine:
             self._connect()
         except BaseException as error:
             self._state = "closed"
-            with anyio.CancelScope(shield=True):
-                await self._stop()
+            await run_shielded(self._stop())
             if isinstance(error, Exception) and not isinstance(error, Stream2LLMError):
                 raise EngineStartError(f"vLLM could not start {self._model!r}: {error}") from error
             raise
@@ -156,13 +156,17 @@ class Stream2LLMEngine:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Abort open sessions and end vLLM's processes. Calling it again does nothing."""
+        """Abort open sessions and end vLLM's processes, also when cancelled meanwhile. Calling it again does nothing."""
         if self._state != "open":
             return
         self._state = "closed"
-        with anyio.CancelScope(shield=True):
+        await run_shielded(self._close())
+
+    async def _close(self) -> None:
+        try:
             for session in list(self._sessions):
                 await session.abort()
+        finally:
             self._lifeline.close()
             await self._stop()
 
@@ -225,14 +229,11 @@ class Stream2LLMEngine:
         """Hand the session what the engine core does for it, until it is dropped."""
         self._hub.listen(session.request_id, session.take_record)
 
-    async def generate(
+    def generate(
         self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams | None = None
     ) -> AsyncIterator[OutputDelta]:
         """Answer a prompt that is complete: an ordinary vLLM request, beside the streaming ones."""
-        self._running()
-        assert self._wire is not None
-        async for output in self._wire.generate(prompt, sampling or {}):
-            yield output
+        return self.wire.generate(prompt, sampling or {})
 
     async def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes. Returns False when requests still hold KV and nothing was forgotten."""
@@ -312,12 +313,14 @@ class Stream2LLMEngine:
     async def _stop(self) -> None:
         self._exports.close()
         llm, self._llm, self._wire = self._llm, None, None
-        if llm is not None:
-            if llm.output_handler is not None:  # else it takes the orderly end of the core for a crash, and logs it
+        try:
+            if llm is not None and llm.output_handler is not None:  # else it logs the core's orderly end as a crash
                 llm.output_handler.cancel()
                 await asyncio.wait([llm.output_handler])
-            await self._starter.run(partial(llm.shutdown, timeout=_SHUTDOWN_TIMEOUT_S))
-        self._starter.close()
+        finally:  # also where the event loop itself ends, and cancels every task
+            if llm is not None:
+                await self._starter.run(partial(llm.shutdown, timeout=_SHUTDOWN_TIMEOUT_S))
+            self._starter.close()
 
     def _refuse_missing_model(self) -> None:
         path = Path(self._model)
@@ -354,7 +357,7 @@ class _Starter:
         self._thread: threading.Thread | None = None
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Call ``function`` in the thread and wait for its result, also when the caller is cancelled meanwhile."""
+        """Call ``function`` in the thread and wait for its result, however often the caller is cancelled meanwhile."""
         future: Future[Any] = Future()
         with self._wake:
             if self._thread is None:
@@ -362,13 +365,9 @@ class _Starter:
                 self._thread.start()
             self._job = (function, future)
             self._wake.notify()
-        waiting = asyncio.wrap_future(future)
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                await asyncio.gather(waiting, return_exceptions=True)
-            raise
+        result = await run_shielded(asyncio.wrap_future(future))
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        return result
 
     def close(self) -> None:
         """Let the thread end."""

@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 
 PARAMS_KEY = "kv_transfer_params"
 _OFFER = {"do_remote_decode": True, "do_remote_prefill": False}
-PREFILL_ONLY: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0, "detokenize": False, "extra_args": {PARAMS_KEY: _OFFER}}
+PREFILL_ONLY: Mapping[str, Any] = {
+    "max_tokens": 1,
+    "temperature": 0,
+    "ignore_eos": True,  # some connectors offer the KV of what ended by its length alone (MooncakeConnector.request_finished)
+    "detokenize": False,
+    "extra_args": {PARAMS_KEY: _OFFER},
+}
 """Sampling of a request that is to be generated elsewhere."""
 
 
@@ -87,7 +93,7 @@ class HandoverWire:
     async def _answer(
         self, session: Session, passage: _Passage, prefilled: AsyncIterator[OutputDelta] | None, submission: Submission
     ) -> AsyncIterator[OutputDelta]:
-        offer = await self._offer(session, prefilled) if prefilled is not None else None
+        offer = await self._offer(session, passage, prefilled) if prefilled is not None else None
         async with passage.turn:
             outputs = None
             if not passage.is_dropped:
@@ -100,15 +106,17 @@ class HandoverWire:
         async for output in outputs:
             yield output
 
-    async def _offer(self, session: Session, prefilled: AsyncIterator[OutputDelta]) -> Mapping[str, Any] | None:
-        """Wait for the end of prefill; return where the KV lies."""
+    async def _offer(
+        self, session: Session, passage: _Passage, prefilled: AsyncIterator[OutputDelta]
+    ) -> Mapping[str, Any] | None:
+        """Wait for the end of prefill; return where the KV lies. None where there is none, or nobody wants it any more."""
         offer: Mapping[str, Any] | None = None
         with self.lifeline.held(), _noting_its_end(session):
             async for output in prefilled:
                 offer = output.kv_transfer_params
-            if not offer:
+            if not offer and not passage.is_dropped:
                 session.stats.handover_error = "the prefill engine offered no KV"
-        if not offer:
+        if not offer and not passage.is_dropped:
             logger.warning("%s has to be computed again: %s", session.request_id, session.stats.handover_error)
         return offer or None
 

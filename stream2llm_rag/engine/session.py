@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,22 +12,28 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
 
 import anyio
-import numpy as np
 
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
+from stream2llm_rag.engine.inputs import checked_hint, checked_ids
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, PromptTooLongError
+from stream2llm_rag.shielding import run_shielded
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 TokenIds = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputDelta:
-    """Tokens that came together. ``finish_reason`` is set in the last one: ``stop``, ``length`` or ``abort``.
+    """Tokens that came together. ``finish_reason``, vLLM's, is set in the last one.
+
+    It is ``stop``, ``length`` or ``abort``; ``repetition`` where the sampling looks for that; and ``error`` where a KV
+    connector could not load what it was to, and may not have it computed again.
 
     ``kv_transfer_params``, in the last one too, is what vLLM's KV connector says of the request's KV, if there is a connector
     and the request's ``extra_args`` asked for it.
@@ -190,8 +197,9 @@ class Session:
     async def append(self, token_ids: TokenIds, *, num_remaining: int | None = None) -> None:
         """Put ``token_ids`` behind the prompt. ``num_remaining`` is how many more pieces are expected: a hint to the scheduler.
 
-        Raises :class:`PromptTooLongError` if the prompt would not leave room for an answer, :class:`LifecycleError` after
-        :meth:`finish` or :meth:`abort`. The session stays usable after the former.
+        Raises :class:`InvalidInputError` for what are no token ids of the model or no number of pieces,
+        :class:`PromptTooLongError` if the prompt would not leave room for an answer, :class:`LifecycleError` after
+        :meth:`finish` or :meth:`abort`. The session stays usable after all but the last.
         """
         async with self._turn:
             new = self._checked(token_ids, len(self._tokens))
@@ -213,17 +221,24 @@ class Session:
         """Add ``suffix`` and answer. Returns an iterator over the output as it is generated.
 
         ``sampling`` holds vLLM's ``SamplingParams``, or its fields as a mapping. Raises as :meth:`append`, and
-        :class:`InvalidInputError` if there is no prompt at all.
+        :class:`InvalidInputError` if there is no prompt at all or vLLM refuses ``sampling``. One that is cancelled has finished
+        the session all the same: the engine may know of it.
         """
         async with self._turn:
             tokens = self._tokens + self._checked(suffix, len(self._tokens))
             if not tokens:
                 raise InvalidInputError("finish() came before any token. Append context, or pass the prompt as the suffix.")
             self._submitted = True  # from here on vLLM's output processor may know of it, also when the next line is cancelled
-            outputs = await self._wire.submit(self, Submission(tokens, sampling or {}, not self._opened, time.time()))
+            try:
+                submission = Submission(tokens, {} if sampling is None else sampling, not self._opened, time.time())
+                outputs = await self._wire.submit(self, submission)
+            except Exception:
+                raise  # it was refused, and can be tried again
+            except BaseException:
+                self._end()
+                raise
             self._tokens = tokens
-            if self._state == "open":
-                self._state = "finished"
+            self._end()
             return outputs
 
     async def abort(self) -> None:
@@ -231,18 +246,18 @@ class Session:
         if self._state == "aborted":
             return
         self._state = "aborted"
-        with anyio.CancelScope(shield=True):
-            try:
-                async with self._turn:  # behind an operation that is being sent, which would else arrive after the abort
-                    await self._wire.drop(self, self._submitted)
-            finally:
-                self._on_close(self)
+        await run_shielded(self._drop())
 
     def take_record(self, record: StepRecord) -> None:
-        """Take one record of the engine core."""
+        """Take one record of the engine core. An ``on_record`` that raises is not called again; the statistics go on."""
         self.stats.add(record)
-        if self._on_record is not None:
+        if self._on_record is None:
+            return
+        try:
             self._on_record(record)
+        except Exception:  # whoever watches must cost neither the measures nor the answer
+            logger.exception("on_record of %s failed; it is not called again", self.request_id)
+            self._on_record = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -252,30 +267,36 @@ class Session:
     ) -> None:
         await self.abort()
 
+    def _end(self) -> None:
+        if self._state == "open":
+            self._state = "finished"
+
+    async def _drop(self) -> None:
+        try:
+            async with self._turn:  # behind an operation that is being sent, which would else arrive after the abort
+                await self._wire.drop(self, self._submitted)
+        finally:
+            self._on_close(self)
+
     async def _send(self, kind: OpKind, token_ids: list[int], whole: list[int], num_remaining: int | None) -> None:
-        op = Op(kind, opens=not self._opened, num_remaining=num_remaining)
-        self._opened = True
-        await self._wire.send(self, op, token_ids, time.time())
+        op = Op(kind, opens=not self._opened, num_remaining=checked_hint(num_remaining))
+        self._opened = True  # it may have been sent, also when the next line is cancelled
+        try:
+            await self._wire.send(self, op, token_ids, time.time())
+        except Exception:
+            self._opened = not op.opens  # it was refused, and the next one opens
+            raise
         self._tokens = whole
 
     def _checked(self, token_ids: TokenIds, num_before: int) -> list[int]:
         if self._state != "open":
             raise LifecycleError(f"this session is {self._state}. Open another one with engine.open().")
         self._wire.lifeline.check()
-        ids = np.asarray(token_ids)
-        if ids.size == 0:
-            return []
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise InvalidInputError(f"token ids must be a flat sequence of integers, got {ids.dtype} of shape {ids.shape}.")
-        if ids.min() < 0 or ids.max() >= self._wire.vocab_size:
-            raise InvalidInputError(
-                f"token ids must be in [0, {self._wire.vocab_size}), got values from {ids.min()} to {ids.max()}. "
-                "Were they made by another model's tokenizer?"
-            )
-        num_tokens = num_before + int(ids.size)
-        if num_tokens >= self._wire.max_model_len:
+        ids = checked_ids(token_ids, self._wire.vocab_size)
+        num_tokens = num_before + len(ids)
+        if ids and num_tokens >= self._wire.max_model_len:
             raise PromptTooLongError(
                 f"the prompt would have {num_tokens} tokens, but the model's context of {self._wire.max_model_len} must hold "
                 "it and at least one token of the answer. Append less, or open the engine with a larger max_model_len."
             )
-        return [int(i) for i in ids]
+        return ids

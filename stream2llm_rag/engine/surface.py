@@ -98,6 +98,8 @@ METHODS: dict[tuple[str, str], dict[str, str]] = {
         "abort_requests_async": "request_ids",
     },
     ("vllm.v1.engine.output_processor", "RequestOutputCollector"): {"get": "", "get_nowait": ""},
+    ("vllm.v1.serial_utils", "MsgpackEncoder"): {"encode": "obj"},
+    ("vllm.v1.serial_utils", "MsgpackDecoder"): {"__init__": "t", "decode": "bufs"},
     ("vllm.config", "ModelConfig"): {"get_head_size": "", "get_total_num_hidden_layers": "", "get_vocab_size": ""},
     ("vllm.tool_parsers", "ToolParserManager"): {"get_tool_parser": "name"},
     ("vllm.tool_parsers", "ToolParser"): {

@@ -34,8 +34,8 @@ class ToolCallReader:
     OpenAI's format.
 
     The answer has to come with ``skip_special_tokens=False``, as many models mark a call by special tokens. Raises
-    :class:`InvalidInputError` for a parser that vLLM does not have. Whether vLLM's parsers are as they are used here is checked
-    when an engine starts (:mod:`stream2llm_rag.engine.surface`).
+    :class:`InvalidInputError` for a parser that vLLM does not have or that is another model's, and for tools in another format.
+    Whether vLLM's parsers are as they are used here is checked when an engine starts (:mod:`stream2llm_rag.engine.surface`).
     """
 
     def __init__(self, name: str, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
@@ -50,8 +50,16 @@ class ToolCallReader:
             parser = ToolParserManager.get_tool_parser(name)
         except KeyError as error:
             raise InvalidInputError(f"vLLM has no tool parser {name!r}: {error}") from error
-        declared = [ChatCompletionToolsParam.model_validate(dict(tool)) for tool in tools]
-        self._parser = parser(tokenizer, declared)
+        try:
+            declared = [ChatCompletionToolsParam.model_validate(dict(tool)) for tool in tools]
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"tools must be declared in OpenAI's format: {error}") from error
+        try:
+            self._parser = parser(tokenizer, declared)
+        except Exception as error:  # each parser looks for the tokens of its model, and raises what it likes
+            raise InvalidInputError(
+                f"vLLM's tool parser {name!r} does not go with this model: {error} Name the one that was made for it."
+            ) from error
         self._request = ChatCompletionRequest(model="", messages=[], tools=declared, tool_choice="auto")
         self._text = ""
         self._token_ids: list[int] = []

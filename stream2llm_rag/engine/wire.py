@@ -17,21 +17,29 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from stream2llm_rag.engine import protocol
 from stream2llm_rag.engine.feedback import FeedbackHub
+from stream2llm_rag.engine.inputs import checked_ids
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.engine.session import OutputDelta, Session, Submission, TokenIds
 from stream2llm_rag.errors import EngineDied, InvalidInputError, LifecycleError, UnsupportedError
 
 if TYPE_CHECKING:
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _REFUSALS = (ValueError, VLLMValidationError)
+# As AsyncMPClient writes to the core, and as the core reads (vllm/v1/engine/core.py, process_input_sockets).
+_encoder, _sampling_decoder, _request_decoder = (
+    MsgpackEncoder(),
+    MsgpackDecoder(SamplingParams),
+    MsgpackDecoder(EngineCoreRequest),
+)
 
 
 class VllmWire:
@@ -91,7 +99,7 @@ class VllmWire:
         self, prompt: str | TokenIds, sampling: Mapping[str, Any] | SamplingParams
     ) -> AsyncIterator[OutputDelta]:
         """Run a plain request."""
-        inputs = prompt if isinstance(prompt, str) else tokens_input(list(prompt))
+        inputs = prompt if isinstance(prompt, str) else tokens_input(checked_ids(prompt, self.vocab_size))
         params = sampling_params(sampling)
         try:
             async with aclosing(self._llm.generate(inputs, params, f"plain-{uuid4().hex}")) as outputs:
@@ -148,6 +156,9 @@ class VllmWire:
             raise InvalidInputError(f"vLLM refused the request: {error}") from error
         request.external_req_id = session.request_id
         request.request_id = session.request_id
+        without_prompt = copy(request)  # which was checked, and may be long
+        without_prompt.prompt_token_ids = []
+        _check_readable(without_prompt, _request_decoder)
         return request
 
     def _sign(self, params: SamplingParams, op: Op) -> SamplingParams:
@@ -164,11 +175,14 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
     """
     if isinstance(sampling, SamplingParams):
         params = sampling.clone()
+    elif not isinstance(sampling, Mapping):
+        raise InvalidInputError(f"sampling must be a mapping or vLLM's SamplingParams, got {type(sampling).__name__}.")
     else:
         try:
             params = SamplingParams(**_with_structured_outputs(sampling))
         except (TypeError, *_REFUSALS) as error:
             raise InvalidInputError(f"sampling={dict(sampling)!r} is not valid for vLLM's SamplingParams: {error}") from error
+    _check_readable(params, _sampling_decoder)
     if params.n != 1:
         raise UnsupportedError(f"a stream has one answer, got n={params.n}. Open one session for each answer that you want.")
     if params.prompt_logprobs is not None:
@@ -177,6 +191,18 @@ def sampling_params(sampling: Mapping[str, Any] | SamplingParams) -> SamplingPar
         raise InvalidInputError(f"extra_args[{protocol.EXTRA_ARGS_KEY!r}] belongs to this library. Use another key.")
     params.output_kind = RequestOutputKind.DELTA
     return params
+
+
+def _check_readable(message: Any, decoder: MsgpackDecoder) -> None:
+    """Raise :class:`InvalidInputError` for a message that the engine core could not read.
+
+    vLLM checks values, not their types, and what reads messages in the core ends at one that it cannot read: nothing would
+    reach the core any more, and every stream would wait for ever.
+    """
+    try:
+        decoder.decode(_encoder.encode(message))
+    except Exception as error:  # the codec raises what it likes
+        raise InvalidInputError(f"vLLM's engine core could not read the request: {error}. Pass plain values.") from error
 
 
 def _with_structured_outputs(sampling: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -166,7 +166,8 @@ class AnswerStream(AbstractAsyncContextManager["AnswerStream"]):
                 raise self._error
             if self._result is not None:
                 raise StopAsyncIteration
-            self._moved = anyio.Event()
+            if self._moved.is_set():  # else somebody waits for it already
+                self._moved = anyio.Event()
             await self._moved.wait()
         return self._texts.popleft()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -81,9 +82,9 @@ class StreamingRAG:
         """
         if retriever is not None:
             _check_retriever(retriever)
-        if answer_by_s is not None and answer_by_s < 0:
+        if answer_by_s is not None and not answer_by_s >= 0:
             raise InvalidInputError(f"answer_by_s is a number of seconds from 0 on, got {answer_by_s}.")
-        chosen = _with_max_tokens(sampling or self._sampling)
+        chosen = _with_max_tokens(self._sampling if sampling is None else sampling)
         call = Call(question, tuple(history), streaming, answer_by_s, chosen, on_event, retriever)
         return AnswerStream(self._means, call)
 
@@ -102,15 +103,21 @@ class StreamingRAG:
                 self._template = await anyio.to_thread.run_sync(
                     lambda: PromptTemplate(tokenizer, system_prompt=self._system_prompt)
                 )
-        template = self._template.with_history(call.history) if call.history else self._template
         max_tokens = _max_tokens(call.sampling)
         if max_tokens >= engine.max_model_len:
             raise InvalidInputError(
                 f"max_tokens={max_tokens} leaves no room for a prompt in a context of {engine.max_model_len} tokens."
             )
+        lay_out = partial(self._lay_out, self._template, call, engine.max_model_len - max_tokens)
+        return await anyio.to_thread.run_sync(lay_out, limiter=self._means.tokenizing)
+
+    def _lay_out(self, template: PromptTemplate, call: Call, max_prompt_tokens: int) -> ContextPrompt:
+        """Tokenise history and question, which may be long: off the event loop."""
+        if call.history:
+            template = template.with_history(call.history)
         return template.open(
             call.question,
-            max_prompt_tokens=engine.max_model_len - max_tokens,
+            max_prompt_tokens=max_prompt_tokens,
             order=self._order,
             max_document_tokens=self._max_document_tokens,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stream2llm_rag.documents import Append, ContextDelta, Document, RetrievalEvent
+from stream2llm_rag.documents import Append, ContextDelta, Document, Replace, RetrievalEvent
 from stream2llm_rag.errors import RetrievalError
 from stream2llm_rag.retrievers.base import StreamingRetriever
 from stream2llm_rag.retrievers.report import CrawlTally
@@ -103,6 +103,7 @@ class Retrieval:
         try:
             iterator = retriever.stream(question)
             async for delta in iterator:
+                _check(delta)
                 documents = [*documents, *delta.documents] if isinstance(delta, Append) else list(delta.documents)
                 self._report(delta, recorder)
                 await sender.send(delta)
@@ -140,6 +141,17 @@ class Retrieval:
             self.crawl.note(event)
             if event.kind == "skip":
                 self.skipped.append(event)
+
+
+def _check(delta: object) -> None:
+    """Raise TypeError for what is no delta: here it is the retriever's failure, and what came before counts."""
+    if not isinstance(delta, Append | Replace):
+        raise TypeError(f"it yielded {type(delta).__name__}. Yield Append(documents) or Replace(documents).")
+    for document in delta.documents:
+        if not isinstance(document, Document):
+            raise TypeError(f"among its documents is {type(document).__name__}. Write Document(text, source).")
+        if not isinstance(document.text, str) or not isinstance(document.source, str):
+            raise TypeError(f"the text and the source of a document are str, but came as {document!r:.200}")
 
 
 def _drain(receiver: MemoryObjectReceiveStream[ContextDelta]) -> list[ContextDelta]:

@@ -56,9 +56,7 @@ class ChatEncoder:
         filled = [message for message in messages if message.get("content")]
         words = [f"slot{secrets.token_hex(8)}x{index}x" for index in range(len(filled))]
         left = iter(words)
-        shown = [
-            {**self._without_markers(message), "content": next(left) if message.get("content") else ""} for message in messages
-        ]
+        shown = [self._shown(message, next(left) if message.get("content") else "") for message in messages]
         contents = [strip_invisible(str(message["content"])) for message in filled]
         rendered = self._apply(shown, tools)
         if not words:
@@ -83,12 +81,17 @@ class ChatEncoder:
         contents = [strip_invisible(str(message.get("content") or "")) for message in messages]
         return render_plain(roles), contents
 
+    def _shown(self, message: Mapping[str, Any], content: str) -> dict[str, Any]:
+        """What the template sees of a message: its role as it is, ``content`` in place of its own, all else defused."""
+        rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+        return {"role": message["role"], "content": content, **self._without_markers(rest)}
+
     def _without_markers(self, value: Any) -> Any:
-        """Defuse every string in ``value``; a message's role and content pass, the one known and the other in a slot."""
+        """Defuse every string in ``value``, the names of its members too."""
         if isinstance(value, str):
             return self._sanitizer.sanitize(value)
         if isinstance(value, Mapping):
-            return {key: item if key in ("role", "content") else self._without_markers(item) for key, item in value.items()}
+            return {self._without_markers(key): self._without_markers(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._without_markers(item) for item in value]
         return value

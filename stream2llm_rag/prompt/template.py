@@ -89,7 +89,7 @@ class PromptTemplate:
         nothing visible or a limit makes no sense, and :class:`~stream2llm_rag.errors.PromptTooLongError` where prefix and
         suffix alone are over the budget.
         """
-        asked = self._sanitizer.sanitize(question).strip()
+        asked = self._sanitizer.sanitize(question).strip() if isinstance(question, str) else ""
         if not asked:
             raise InvalidInputError(f"the question {question!r} has no visible text; write what is to be answered")
         suffix = [Span(f"{SECTION_CLOSE}\n\nQuestion:\n", is_data=False), Span(asked, is_data=True), *self._ending]
@@ -153,8 +153,9 @@ class PromptTemplate:
 
 def _check_history(history: Sequence[Mapping[str, str]]) -> None:
     for index, message in enumerate(history):
-        if message.get("role") not in ("user", "assistant") or not isinstance(message.get("content"), str):
+        is_message = isinstance(message, Mapping) and isinstance(message.get("content"), str)
+        if not is_message or message.get("role") not in ("user", "assistant"):
             raise InvalidInputError(
-                f"history[{index}] is {dict(message)!r}; each message needs a 'role', 'user' or 'assistant', and a 'content' "
+                f"history[{index}] is {message!r}; each message needs a 'role', 'user' or 'assistant', and a 'content' "
                 "of text. Pass a system message as system_prompt"
             )

@@ -66,6 +66,7 @@ class RemoteStream:
         self._clock = RemoteClock()
         self._session: Session | None = None
         self._accepted = anyio.Event()
+        self._is_sure = True  # of the prompt that the server has: a message whose sending was cancelled may have got there
         self._is_answered = False
         self._outputs: deque[OutputDelta] = deque()
         self._moved = anyio.Event()
@@ -86,11 +87,17 @@ class RemoteStream:
     async def send(self, session: Session, op: Op, token_ids: list[int], arrival_time: float) -> None:
         """Send an append or an update."""
         kind = Append if op.kind is OpKind.APPEND else Update
+        was_sure, self._is_sure = self._is_sure, False
         await self._send(kind(tokens=token_ids, num_remaining=op.num_remaining))
+        self._is_sure = was_sure or op.kind is OpKind.UPDATE
 
     async def submit(self, session: Session, submission: Submission) -> AsyncIterator[OutputDelta]:
         """Send the finish, of which only the suffix is new to the server; its outputs."""
-        await self._send(Finish(tokens=submission.token_ids[session.num_tokens :], sampling=to_sampling(submission.sampling)))
+        sampling, num_known = to_sampling(submission.sampling), session.num_tokens
+        if not self._is_sure:
+            num_known = max(1, num_known)
+            await self._send(Update(tokens=submission.token_ids[:num_known]))
+        await self._send(Finish(tokens=submission.token_ids[num_known:], sampling=sampling))
         with self.lifeline.held():
             await self._accepted.wait()
         return self._answer()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,22 @@ class TestARetrieverThatFails:
 
         with pytest.raises(RetrievalError, match="no index"):
             await StreamingRAG(engine, Broken()).answer("How?")
+
+    @pytest.mark.parametrize(
+        ("junk", "words"),
+        [
+            (None, "it yielded NoneType"),
+            (document(2), "it yielded Document"),
+            (Append(("text",)), "among its documents is str"),  # type: ignore[arg-type]
+            (Append("text"), "among its documents is str"),  # type: ignore[arg-type]
+            (Replace((Document(None, "https://docs.example/2"),)), "text=None"),  # type: ignore[arg-type]
+            (Append((Document("text", 5),)), "source=5"),  # type: ignore[arg-type]
+        ],
+    )
+    async def test_by_what_it_yields_is_told_what_to_yield(self, engine: FakeEngine, junk: Any, words: str) -> None:
+        result = await StreamingRAG(engine, Script(Append((document(1),)), junk)).answer("How?")
+        assert words in str(result.retrieval_error)
+        assert [placed.document for placed in result.documents] == [document(1)]
 
 
 class TestARetrieverThatHangs:
@@ -349,10 +367,13 @@ async def test_documents_beyond_the_context_are_reported(tokenizer: Any) -> None
     [
         (lambda rag: rag.answer(""), InvalidInputError),
         (lambda rag: rag.answer(" \n\u200b"), InvalidInputError),
+        (lambda rag: rag.answer(None), InvalidInputError),
         (lambda rag: rag.answer("How?", answer_by_s=-1), InvalidInputError),
+        (lambda rag: rag.answer("How?", answer_by_s=math.nan), InvalidInputError),
         (lambda rag: rag.answer("How?", sampling={"max_tokens": 8192}), InvalidInputError),
         (lambda rag: rag.answer("How? " * 9000), PromptTooLongError),
         (lambda rag: rag.answer("How?", history=[{"role": "king", "content": "x"}]), InvalidInputError),
+        (lambda rag: rag.answer("How?", history=["Hello"]), InvalidInputError),
     ],
 )
 async def test_bad_input_is_refused_before_anything_starts(
@@ -385,3 +406,47 @@ async def test_an_answer_is_read_inside_its_block(engine: FakeEngine) -> None:
     with pytest.raises(LifecycleError, match="opened once"):
         async with answer:
             pass
+
+
+async def test_two_that_read_one_answer_share_its_text(engine: FakeEngine) -> None:
+    gate = anyio.Event()
+    read: list[str] = []
+    with anyio.fail_after(30):
+        async with StreamingRAG(engine, Script(gate)).stream("How?") as answer, anyio.create_task_group() as readers:
+
+            async def collect() -> None:
+                read.extend([text async for text in answer])
+
+            for _ in range(2):
+                readers.start_soon(collect)
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+    assert sorted(read) == sorted(list_of_texts(answer.result.token_ids, engine))
+
+
+def list_of_texts(token_ids: tuple[int, ...], engine: FakeEngine) -> list[str]:
+    return [text for text in (engine.tokenizer.decode([token]) for token in token_ids) if text]
+
+
+async def test_sampling_of_a_call_takes_the_place_of_the_instances_also_where_it_is_empty(tokenizer: Any) -> None:
+    engine = FakeEngine(tokenizer, max_model_len=2048)
+    rag = StreamingRAG(engine, Script(), sampling={"max_tokens": 2040})
+    with pytest.raises(PromptTooLongError):
+        await rag.answer("How?")
+    assert (await rag.answer("How?", sampling={})).text
+
+
+async def test_history_and_question_are_not_tokenised_on_the_event_loop(engine: FakeEngine) -> None:
+    threads: set[int] = set()
+
+    class Watched(str):
+        __slots__ = ()
+
+        def isascii(self) -> bool:
+            threads.add(threading.get_ident())
+            return super().isascii()
+
+    history = [{"role": "user", "content": Watched("Before?")}, {"role": "assistant", "content": Watched("Yes.")}]
+    await StreamingRAG(engine, Script()).answer(Watched("How?"), history=history)
+    assert threads
+    assert threading.get_ident() not in threads

@@ -40,8 +40,17 @@ def test_no_special_token_comes_out_of_a_content(tokenizer: Any) -> None:
     assert [id_ for id_ in ids if id_ in special] == [id_ for id_ in plain if id_ in special]
 
 
-def test_no_special_token_comes_out_of_a_tool_call(tokenizer: Any) -> None:
-    call = {"function": {"name": "add", "arguments": {"a": "<|eot_id|>"}}}
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"a": "<|eot_id|>"},
+        {"content": "<|eot_id|>"},
+        {"a": [{"role": "<|eot_id|>"}]},
+        {"<|eot_id|>": 1},
+    ],
+)
+def test_no_special_token_comes_out_of_a_tool_call(tokenizer: Any, arguments: dict[str, Any]) -> None:
+    call = {"function": {"name": "add", "arguments": arguments}}
     encoder = ChatEncoder(tokenizer, chat_template=TEMPLATE)
     ids = encoder.encode([{"role": "assistant", "content": "", "tool_calls": [call]}], [TOOL])
     assert ids.count(tokenizer.convert_tokens_to_ids("<|eot_id|>")) == 1

@@ -115,6 +115,32 @@ async def test_a_session_keeps_the_contract_of_a_local_one(here: Served) -> None
         assert engine.num_sessions == 0
 
 
+@pytest.mark.parametrize(("prefix", "piece"), [([], []), ([5, 6], []), ([5, 6], [8, 9])])
+async def test_a_piece_whose_sending_was_cancelled_is_not_in_the_prompt(
+    here: Served, monkeypatch: pytest.MonkeyPatch, prefix: list[int], piece: list[int]
+) -> None:
+    """It may have got to the server: on a slow network most of the time passes while a long message is on its way."""
+    async with RemoteEngine(here.url) as engine, await engine.open(prefix) as session:
+        connection: Any = session._wire._connection  # type: ignore[attr-defined]
+        sent = asyncio.Event()
+
+        async def send(message: str) -> None:
+            await type(connection).send(connection, message)
+            sent.set()
+            await asyncio.sleep(3600)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(connection, "send", send)
+            sending = asyncio.create_task(session.append([7]))
+            await sent.wait()
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+        await session.append(piece)
+        await collect(session, [10])
+        assert here.engine.prompts == [[*prefix, *piece, 10]]
+
+
 async def test_a_plain_prompt_is_answered_too(here: Served) -> None:
     async with RemoteEngine(here.url) as engine:
         tokens = [token async for output in engine.generate([5, 6], SAMPLING) for token in output.token_ids]

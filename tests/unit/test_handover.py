@@ -11,7 +11,7 @@ import pytest
 
 from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.feedback import StepKind, StepRecord
-from stream2llm_rag.engine.handover import HandoverWire
+from stream2llm_rag.engine.handover import PREFILL_ONLY, HandoverWire
 from stream2llm_rag.engine.session import OutputDelta, Session, Submission
 from stream2llm_rag.errors import EngineDied, InvalidInputError, LifecycleError
 
@@ -115,6 +115,22 @@ async def test_the_prefill_engine_computes_and_the_decode_engine_answers(pair: P
     assert pair.decode.opens == [True]
     assert answer == await answer_of_one_engine([5, 6, 8, 9])
     assert session.stats.handover_error is None
+
+
+def test_a_prefill_ends_by_its_length_whatever_its_token_is() -> None:
+    """For any other end there are connectors of vLLM's that offer nothing."""
+    from vllm.v1.core.sched.utils import check_stop
+    from vllm.v1.request import Request, RequestStatus
+
+    from stream2llm_rag.engine.wire import sampling_params
+
+    params = sampling_params(PREFILL_ONLY)
+    params.update_from_generation_config({"eos_token_id": [7, 8]}, 7)  # as vLLM's input processor does
+    for end_of_sequence in (7, 8):
+        request = Request("s", [5, 6], params, None)
+        request.append_output_token_ids(end_of_sequence)
+        assert check_stop(request, max_model_len=100)
+        assert request.status == RequestStatus.FINISHED_LENGTH_CAPPED
 
 
 async def test_sampling_parameters_of_the_caller_are_copied_not_changed(pair: Pair) -> None:
@@ -222,7 +238,9 @@ async def test_the_end_of_the_decode_engine_ends_every_call(pair: Pair, end: str
             await partial.finish([6])
 
 
-async def test_an_abort_between_the_engines_reaches_both_and_ends_the_answer(pair: Pair) -> None:
+async def test_an_abort_between_the_engines_reaches_both_and_ends_the_answer(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
     session = pair.session()
     await session.append([5])
     pair.prefill.gate = anyio.Event()
@@ -240,6 +258,8 @@ async def test_an_abort_between_the_engines_reaches_both_and_ends_the_answer(pai
     assert pair.prefill.dropped == [True]
     assert pair.decode.sampling == []
     assert pair.decode.dropped == [False]
+    assert session.stats.handover_error is None  # nothing failed, and nothing is computed again
+    assert not caplog.records
 
 
 async def test_an_abort_while_it_answers_reaches_both(pair: Pair) -> None:

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 
 from stream2llm_rag.engine.engine import _Starter
 from stream2llm_rag.engine.feedback import CoreFeedback, FeedbackHub, StepKind, StepRecord
 from stream2llm_rag.engine.lifeline import Lifeline
+from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.engine.session import OutputDelta, Session
-from stream2llm_rag.errors import LifecycleError
+from stream2llm_rag.errors import InvalidInputError, LifecycleError
 from stream2llm_rag.main_guard import missing_main_guard
 
 
@@ -26,10 +30,15 @@ class SlowWire:
         self.gate = anyio.Event()
         self.entered = anyio.Event()
         self.dropped: list[bool] = []
+        self.ops: list[Op] = []
+        self.refusal: Exception | None = None
 
-    async def send(self, *args: Any) -> None:
+    async def send(self, session: Session, op: Op, *args: Any) -> None:
         self.entered.set()
+        if self.refusal is not None:
+            raise self.refusal
         await self.gate.wait()
+        self.ops.append(op)
 
     async def submit(self, *args: Any) -> AsyncIterator[OutputDelta]:
         self.entered.set()
@@ -81,14 +90,77 @@ async def test_a_finish_that_is_cancelled_midway_is_dropped_as_submitted(wire: S
         tasks.start_soon(session.finish, [5])
         await wire.entered.wait()
         tasks.cancel_scope.cancel()
+    wire.gate.set()
+    with pytest.raises(LifecycleError, match="finished"):  # vLLM would never answer a second finish of the request
+        await session.finish([5])
     await session.abort()
     assert wire.dropped == [True]
+
+
+async def test_the_next_operation_opens_the_stream_where_the_first_was_refused(wire: SlowWire, session: Session) -> None:
+    wire.refusal = InvalidInputError("mine")
+    with pytest.raises(InvalidInputError, match="mine"):
+        await session.append([5])
+    wire.refusal = None
+    wire.gate.set()
+    await session.append([6])
+    await session.update([7])
+    assert [(op.kind, op.opens) for op in wire.ops] == [(OpKind.APPEND, True), (OpKind.UPDATE, False)]
+    assert session.num_tokens == 1
+
+
+@pytest.mark.parametrize("num_remaining", [2.0, -1, "2", True, 2**31])
+async def test_a_hint_that_the_core_would_drop_the_piece_for_is_refused(
+    wire: SlowWire, session: Session, num_remaining: Any
+) -> None:
+    wire.gate.set()
+    for call in (session.append, session.update):
+        with pytest.raises(InvalidInputError, match="num_remaining is"):
+            await call([5], num_remaining=num_remaining)
+    assert wire.ops == []
+
+
+async def test_a_hint_may_be_any_kind_of_integer(wire: SlowWire, session: Session) -> None:
+    wire.gate.set()
+    await session.append([5], num_remaining=np.int64(3))
+    await session.append([5], num_remaining=0)
+    assert [op.num_remaining for op in wire.ops] == [3, 0]
+    assert type(wire.ops[0].num_remaining) is int
+
+
+def test_the_measures_go_on_though_whoever_watches_fails(wire: SlowWire) -> None:
+    heard: list[StepRecord] = []
+
+    def fail(record: StepRecord) -> None:
+        heard.append(record)
+        raise ValueError("mine")
+
+    session = Session(wire, on_close=lambda session: None, on_record=fail)
+    for _ in range(2):
+        session.take_record(StepRecord(session.request_id, StepKind.COMPUTED, 1.0, 2.0, 5))
+    assert session.stats.computed_tokens == 10
+    assert len(heard) == 1
 
 
 async def test_an_abort_that_is_cancelled_drops_all_the_same(wire: SlowWire, session: Session, closed: set[Session]) -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         await session.abort()
+    assert wire.dropped == [False]
+    assert closed == {session}
+
+
+@pytest.mark.parametrize("num_steps", range(1, 5))
+async def test_an_abort_whose_task_is_cancelled_drops_all_the_same(
+    wire: SlowWire, session: Session, closed: set[Session], num_steps: int
+) -> None:
+    """As ``asyncio.timeout`` and ``wait_for`` do it, which no scope of anyio's holds off; wherever in the abort it comes."""
+    task = asyncio.create_task(session.abort())
+    for _ in range(num_steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
     assert wire.dropped == [False]
     assert closed == {session}
 
@@ -113,6 +185,28 @@ async def test_a_job_of_the_starter_is_waited_for_however_often_the_caller_is_ca
             await starter.run(job)
         assert scope.cancelled_caught
         assert done.is_set()
+    starter.close()
+
+
+async def test_a_job_of_the_starter_is_waited_for_however_often_its_task_is_cancelled() -> None:
+    """Its thread must outlive that: with it vLLM's processes would go."""
+    starter, started, go_on = _Starter(), threading.Event(), threading.Event()
+
+    def job() -> None:
+        started.set()
+        go_on.wait(30)
+
+    task = asyncio.create_task(starter.run(job))
+    await anyio.to_thread.run_sync(started.wait)
+    for _ in range(2):
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with anyio.fail_after(30):
+        assert await starter.run(lambda: 7) == 7
     starter.close()
 
 

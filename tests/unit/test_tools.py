@@ -42,3 +42,14 @@ def test_two_calls_are_read_while_they_are_written(tokenizer: Any) -> None:
 def test_an_unknown_parser_is_refused(tokenizer: Any) -> None:
     with pytest.raises(InvalidInputError, match="no tool parser 'mercury'"):
         ToolCallReader("mercury", tokenizer, [TOOL])
+
+
+def test_the_parser_of_another_model_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InvalidInputError, match="'deepseek_v3' does not go with this model"):
+        ToolCallReader("deepseek_v3", tokenizer, [TOOL])
+
+
+@pytest.mark.parametrize("tool", [{}, {"type": "function"}, None, 5])
+def test_what_declares_no_tool_is_refused(tokenizer: Any, tool: Any) -> None:
+    with pytest.raises(InvalidInputError, match="in OpenAI's format"):
+        ToolCallReader("hermes", tokenizer, [tool])
