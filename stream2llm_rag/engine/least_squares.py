@@ -69,10 +69,23 @@ class RecursiveLeastSquares:
         if self._num_observed < _NUM_FREE or predicted <= _LEAST:
             self._learn(row / value, 1.0)
         else:
+            before = np.array(self.coefficients)
             self._learn(row / predicted, min(max(value / predicted, 1 / _MAX_RATIO), _MAX_RATIO))
-            # What was learned holds relative to what is predicted now: a machine that slows down makes its past no surer.
-            self._information = self._information * (predicted / max(self.predict(features), predicted / 2)) ** 2
+            self._rescale(before)
         self._num_observed += 1
+
+    def _rescale(self, before: Vector) -> None:
+        """Let what was learned hold relative to what is predicted now: a machine that slows down makes its past no surer.
+
+        ``coefficients @ information @ coefficients`` is how many observations it is worth, and stays that. By the change of the
+        latest prediction alone it would grow without bound where observations of two kinds pull the coefficients to and fro.
+        """
+        now = np.array(self.coefficients)
+        was_worth, is_worth = before @ self._information @ before, now @ self._information @ now
+        if is_worth > was_worth / 4:
+            self._information = self._information * (was_worth / is_worth)
+        else:
+            self._information = self._information * 4
 
     def _learn(self, row: Vector, value: float) -> None:
         """The coefficients least off from what is known and from ``row @ coefficients == value``."""

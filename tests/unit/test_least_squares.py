@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from stream2llm_rag.engine.least_squares import RecursiveLeastSquares, fit_relative
 
 TRUE = (4e-3, 1.4e-5, 5e-10)
+LLAMA = (4e-3, 13.8e-6, 4.8e-10, 1.95e-8)
 
 
 def features(dice):
@@ -67,6 +68,23 @@ def test_a_change_of_regime_is_followed(seed, slower):
     learned_from(learner, dice, 500, coefficients=[slower * c for c in TRUE])
     row = (1.0, 2048, 2048 * 10_000)
     assert learner.predict(row) / value(row) == pytest.approx(slower, rel=0.2)
+
+
+def test_a_change_of_the_parts_is_followed_after_hours_too():
+    """Decodes and prefills then pull the coefficients to and fro, and nothing may seem the surer for that."""
+
+    def draw(dice):
+        if dice.random() < 0.7:  # decodes
+            num_requests = dice.randint(1, 50)
+            return 1.0, num_requests, 15_000.0 * num_requests, 15_000 * num_requests
+        num_tokens, context = dice.randint(1, 2048), dice.randint(0, 30_000)
+        return 1.0, num_tokens, num_tokens * (context + num_tokens / 2), context
+
+    dice, later = Random(1), (8e-3, 5e-6, 9.6e-10, 0.0)
+    learner = learned_from(RecursiveLeastSquares(LLAMA, 30), dice, 20_000, coefficients=LLAMA, draw=draw)
+    learned_from(learner, dice, 5_000, coefficients=later, draw=draw)
+    rows = [draw(dice) for _ in range(200)]
+    assert max(abs(learner.predict(row) / value(row, later) - 1) for row in rows) < 0.15
 
 
 def test_what_the_latest_observations_do_not_speak_of_stays_known():
