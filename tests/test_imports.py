@@ -15,7 +15,7 @@ ROOT = "stream2llm_rag"
 PACKAGE = Path(stream2llm_rag.__file__).parent
 # From the bottom up. A unit (a module or a folder of the package) imports from the layers below its own, and from itself.
 LAYERS = (
-    {"cache_dir", "documents", "errors", "main_guard", "prompt", "timeline", "token_ids"},
+    {"cache_dir", "documents", "errors", "main_guard", "prompt", "shielding", "timeline", "token_ids"},
     {"retrievers", "engine"},
     {"result"},
     {"pipeline"},

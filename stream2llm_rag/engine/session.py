@@ -17,6 +17,7 @@ from stream2llm_rag.engine.feedback import StepKind, StepRecord
 from stream2llm_rag.engine.lifeline import Lifeline
 from stream2llm_rag.engine.protocol import Op, OpKind
 from stream2llm_rag.errors import InvalidInputError, LifecycleError, PromptTooLongError
+from stream2llm_rag.shielding import run_shielded
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -231,12 +232,7 @@ class Session:
         if self._state == "aborted":
             return
         self._state = "aborted"
-        with anyio.CancelScope(shield=True):
-            try:
-                async with self._turn:  # behind an operation that is being sent, which would else arrive after the abort
-                    await self._wire.drop(self, self._submitted)
-            finally:
-                self._on_close(self)
+        await run_shielded(self._drop())
 
     def take_record(self, record: StepRecord) -> None:
         """Take one record of the engine core."""
@@ -251,6 +247,13 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.abort()
+
+    async def _drop(self) -> None:
+        try:
+            async with self._turn:  # behind an operation that is being sent, which would else arrive after the abort
+                await self._wire.drop(self, self._submitted)
+        finally:
+            self._on_close(self)
 
     async def _send(self, kind: OpKind, token_ids: list[int], whole: list[int], num_remaining: int | None) -> None:
         op = Op(kind, opens=not self._opened, num_remaining=num_remaining)

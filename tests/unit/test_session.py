@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -89,6 +91,21 @@ async def test_an_abort_that_is_cancelled_drops_all_the_same(wire: SlowWire, ses
     with anyio.CancelScope() as scope:
         scope.cancel()
         await session.abort()
+    assert wire.dropped == [False]
+    assert closed == {session}
+
+
+@pytest.mark.parametrize("num_steps", range(1, 5))
+async def test_an_abort_whose_task_is_cancelled_drops_all_the_same(
+    wire: SlowWire, session: Session, closed: set[Session], num_steps: int
+) -> None:
+    """As ``asyncio.timeout`` and ``wait_for`` do it, which no scope of anyio's holds off; wherever in the abort it comes."""
+    task = asyncio.create_task(session.abort())
+    for _ in range(num_steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
     assert wire.dropped == [False]
     assert closed == {session}
 
