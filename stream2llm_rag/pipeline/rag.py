@@ -72,19 +72,20 @@ class StreamingRAG:
         sampling: Mapping[str, Any] | Any = None,
         on_event: Callable[[Event], None] | None = None,
         retriever: StreamingRetriever | None = None,
+        system_prompt: str | None = None,
     ) -> AnswerStream:
         """Answer ``question``; use the returned stream under ``async with``.
 
         ``streaming=False`` does the same the usual way: retrieve all, then submit. ``answer_by_s`` seconds after the question's
         arrival retrieval is ended and the answer made from what is there. ``on_event`` is called with each event of the
-        timeline as it happens. ``sampling`` and ``retriever`` take the place of the instance's.
+        timeline as it happens. ``sampling``, ``retriever`` and ``system_prompt`` take the place of the instance's.
         """
         if retriever is not None:
             _check_retriever(retriever)
         if answer_by_s is not None and answer_by_s < 0:
             raise InvalidInputError(f"answer_by_s is a number of seconds from 0 on, got {answer_by_s}.")
         chosen = _with_max_tokens(sampling or self._sampling)
-        call = Call(question, tuple(history), streaming, answer_by_s, chosen, on_event, retriever)
+        call = Call(question, tuple(history), streaming, answer_by_s, chosen, on_event, retriever, system_prompt)
         return AnswerStream(self._means, call)
 
     async def answer(self, question: str, **options: Any) -> RAGResult:
@@ -102,7 +103,9 @@ class StreamingRAG:
                 self._template = await anyio.to_thread.run_sync(
                     lambda: PromptTemplate(tokenizer, system_prompt=self._system_prompt)
                 )
-        template = self._template.with_history(call.history) if call.history else self._template
+        template = self._template
+        if call.history or call.system_prompt is not None:
+            template = template.with_history(call.history, system_prompt=call.system_prompt)
         max_tokens = _max_tokens(call.sampling)
         if max_tokens >= engine.max_model_len:
             raise InvalidInputError(

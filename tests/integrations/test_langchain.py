@@ -26,7 +26,7 @@ from stream2llm_rag import Append, ContextDelta, Document, InvalidInputError, Re
 from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.engine.tools import ToolCallReader
-from stream2llm_rag.errors import UnsupportedError
+from stream2llm_rag.errors import CapacityError, UnsupportedError
 from stream2llm_rag.integrations import BackgroundEngine
 from stream2llm_rag.integrations.langchain import (
     ChatStream2LLM,
@@ -150,6 +150,28 @@ class TestTheAnswer:
         text = tokenizer.decode(fake.prompts[-1])
         assert text.index("Be brief.") < text.index("Hello there") < text.index("General") < text.index("Page 1")
         assert "Answer the question from the documents" not in text
+
+    async def test_is_limited_in_number_with_a_system_message_too(self, background: BackgroundEngine) -> None:
+        rag, asked = rag_of(background, Gated(), max_streams=1), {"question": "How?", "history": [SystemMessage("Be brief.")]}
+        first = asyncio.create_task(rag.ainvoke(asked))
+        await rag.retriever.is_waiting.wait()
+        with pytest.raises(CapacityError, match="max_streams=1"):
+            await rag.ainvoke(asked)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    async def test_is_made_with_the_settings_of_now(
+        self, background: BackgroundEngine, fake: FakeEngine, tokenizer: Any
+    ) -> None:
+        rag = rag_of(background, system_prompt="Be exact.")
+        await rag.ainvoke("How?")
+        await rag.model_copy(update={"system_prompt": "Be brief."}).ainvoke("How?")
+        await rag.ainvoke("How?")
+        rag.system_prompt = "Be kind."
+        await rag.ainvoke("How?")
+        said = [next(word for word in ("exact", "brief", "kind") if word in tokenizer.decode(ids)) for ids in fake.prompts]
+        assert said == ["exact", "brief", "exact", "kind"]
 
     async def test_is_the_same_the_usual_way(self, background: BackgroundEngine) -> None:
         streamed, usual = await rag_of(background).ainvoke("How?"), await rag_of(background, streaming=False).ainvoke("How?")
@@ -480,6 +502,14 @@ class TestAChatModel:
     def test_of_another_name_is_refused(self, background: BackgroundEngine) -> None:
         with pytest.raises(InvalidInputError, match="one model"):
             ChatStream2LLM(engine=background, model="tiny").invoke("Hello", model="large")
+
+    def test_writes_its_prompt_by_the_template_of_now(
+        self, background: BackgroundEngine, fake: FakeEngine, tokenizer: Any
+    ) -> None:
+        chat = ChatStream2LLM(engine=background, chat_template="A: {{ messages[0]['content'] }}")
+        chat.invoke("Hello")
+        chat.model_copy(update={"chat_template": "B: {{ messages[0]['content'] }}"}).invoke("Hello")
+        assert [tokenizer.decode(ids) for ids in fake.prompts] == ["A: Hello", "B: Hello"]
 
     def test_takes_no_setting_that_it_does_not_have(self, background: BackgroundEngine) -> None:
         with pytest.raises(ValueError, match="temprature"):

@@ -23,6 +23,7 @@ from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
 from stream2llm_rag.integrations.background import BackgroundEngine
 from stream2llm_rag.integrations.crossing import closing, forward
+from stream2llm_rag.integrations.keeping import Kept, kept
 from stream2llm_rag.integrations.langchain.messages import to_openai, usage
 from stream2llm_rag.integrations.langchain.tools import Shape, read_tool_choice, shape_answer
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS
@@ -58,7 +59,7 @@ class ChatStream2LLM(BaseChatModel):
     streaming: bool = False
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
 
-    _encoder: ChatEncoder | None = PrivateAttr(default=None)
+    _encoder: Kept[ChatEncoder] | None = PrivateAttr(default=None)
 
     @property
     def _llm_type(self) -> str:
@@ -157,9 +158,12 @@ class ChatStream2LLM(BaseChatModel):
         return {**self.sampling, **{name: value for name, value in fields.items() if value is not None}}
 
     def _chat_encoder(self) -> ChatEncoder:
-        if self._encoder is None:
-            self._encoder = ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template)
-        return self._encoder
+        self._encoder = kept(
+            self._encoder,
+            (self.engine, self.chat_template),
+            lambda: ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template),
+        )
+        return self._encoder.value
 
     def _name(self) -> str:
         return self.model_name or str(getattr(self.engine.engine.tokenizer, "name_or_path", "") or "stream2llm")
