@@ -295,6 +295,30 @@ class TestRuns:
         assert retriever.is_closed.is_set()
         assert not fake.sessions
 
+    @pytest.mark.parametrize("told", ["on_chat_model_start", "on_retriever_end", "on_llm_end"])
+    async def test_cancellation_while_a_callback_is_told_closes_all_runs(
+        self, background: BackgroundEngine, fake: FakeEngine, told: str
+    ) -> None:
+        class Slow(Listening):
+            pass
+
+        async def tell(self: Slow, *args: Any, **kwargs: Any) -> None:
+            is_told.set()
+            await may_go_on.wait()
+            await getattr(Listening, told)(self, *args, **kwargs)
+
+        setattr(Slow, told, tell)
+        is_told, may_go_on, listening = anyio.Event(), anyio.Event(), Slow()
+        task = asyncio.create_task(rag_of(background).ainvoke("How?", {"callbacks": [listening]}))
+        await is_told.wait()
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not listening.open
+        assert not fake.sessions
+
     async def test_a_stream_that_is_left_early_closes_all_runs(self, background: BackgroundEngine, fake: FakeEngine) -> None:
         listening = Listening()
         stream = rag_of(background).astream("How?", {"callbacks": [listening]})
