@@ -183,6 +183,11 @@ class TestTheAnswer:
         with pytest.raises(InvalidInputError, match="question"):
             await rag_of(background).ainvoke(given)
 
+    @pytest.mark.parametrize("history", [7, [7], [{"role": "user"}], [("king", "Hello")]])
+    async def test_needs_a_history_of_messages(self, background: BackgroundEngine, history: Any) -> None:
+        with pytest.raises(InvalidInputError, match="history is a list of messages"):
+            await rag_of(background).ainvoke({"question": "How?", "history": history})
+
     async def test_is_made_by_the_deadline(self, background: BackgroundEngine) -> None:
         answer = await rag_of(background, Gated(), answer_by_s=1).ainvoke("How?")
         assert answer.response_metadata["deadline_reached"]
@@ -526,6 +531,16 @@ class TestAChatModel:
     def test_of_another_name_is_refused(self, background: BackgroundEngine) -> None:
         with pytest.raises(InvalidInputError, match="one model"):
             ChatStream2LLM(engine=background, model="tiny").invoke("Hello", model="large")
+
+    def test_counts_tokens_as_its_engine_does(self, background: BackgroundEngine, fake: FakeEngine) -> None:
+        chat, messages = ChatStream2LLM(engine=background), [SystemMessage("Be brief."), HumanMessage("Hello <|eot_id|>")]
+        chat.invoke(messages)
+        assert chat.get_num_tokens_from_messages(messages) == len(fake.prompts[0])
+        assert chat.get_num_tokens("Hello there") == len(fake.tokenizer.encode("Hello there", add_special_tokens=False))
+
+    def test_stops_at_a_text_and_not_at_its_characters(self, background: BackgroundEngine) -> None:
+        prompt, _ = ChatStream2LLM(engine=background)._prepare([HumanMessage("Hello")], "END", {})  # type: ignore[arg-type]
+        assert prompt.sampling["stop"] == ["END"]
 
     def test_writes_its_prompt_by_the_template_of_now(
         self, background: BackgroundEngine, fake: FakeEngine, tokenizer: Any

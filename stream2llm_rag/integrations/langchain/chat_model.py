@@ -148,10 +148,25 @@ class ChatStream2LLM(BaseChatModel):
         )
         timeout_s = options.pop("timeout", self.timeout)
         max_retries = options.pop("max_retries", self.max_retries)
-        stops = stop if stop is not None else self.stop
+        stops: Any = self.stop if stop is None else stop
+        if isinstance(stops, str):  # as others take it; not its characters
+            stops = [stops]
         sampling = {**self._own_sampling(), **shape.sampling, **options, **({"stop": list(stops)} if stops else {})}
         token_ids = self._chat_encoder().encode(to_openai(messages), shape.tools)
         return Prompt(token_ids, sampling, timeout_s, max_retries), shape
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of a text by its engine's tokenizer, without what a chat puts round it; no special token comes out of it."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._chat_encoder().encode_data(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool] | None = None
+    ) -> int:
+        """Length of the prompt that ``messages`` make, up to where the answer begins, in tokens."""
+        declared = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self._chat_encoder().encode(to_openai(messages), declared))
 
     def _own_sampling(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in _SAMPLING_FIELDS}

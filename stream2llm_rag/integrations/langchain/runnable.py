@@ -198,11 +198,19 @@ def _read(input: RAGInput) -> tuple[str, list[BaseMessage]]:
             question = input.get("question")
             unknown = input.keys() - {"question", "history"}
             if isinstance(question, str) and not unknown:
-                return question, convert_to_messages(input.get("history") or [])
+                return question, _messages(input.get("history") or [])
     raise InvalidInputError(
         f"the input is a question, or {{'question': str, 'history': messages}}, but {input!r} came. Pick the fields that are "
         "meant before: {'question': ...} | rag."
     )
+
+
+def _messages(history: Any) -> list[BaseMessage]:
+    """A history in any of LangChain's spellings. InvalidInputError where it is none."""
+    try:
+        return convert_to_messages(history)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InvalidInputError(f"the history is a list of messages, but {history!r} came: {error}") from error
 
 
 async def _once(answer: Any) -> AsyncIterator[AIMessage]:
