@@ -12,14 +12,16 @@ from stream2llm_rag.serve.addresses import authorization, stream_url, without_se
     ("url", "expected"),
     [
         ("http://host:8000", "ws://host:8000/v1/stream"),
-        ("http://host:8000/v1/", "ws://host:8000/v1/stream"),
-        ("https://host/llm", "wss://host/llm/v1/stream"),
+        ("http://host:8000/", "ws://host:8000/v1/stream"),
+        ("https://host/v1", "wss://host/v1/stream"),
+        ("https://host/llm/v1/", "wss://host/llm/v1/stream"),
+        ("wss://host/v1/stream", "wss://host/v1/stream"),
         ("wss://host/v1/stream?zone=1", "wss://host/v1/stream?zone=1"),
         ("http://[::1]:8000", "ws://[::1]:8000/v1/stream"),
         ("HTTP://user:word@my_host", "ws://user:word@my_host/v1/stream"),
     ],
 )
-def test_an_address_is_that_of_the_websocket(url: str, expected: str) -> None:
+def test_an_address_of_any_kind_leads_to_the_websocket(url: str, expected: str) -> None:
     assert stream_url(url) == expected
 
 
@@ -41,7 +43,7 @@ def test_an_address_is_that_of_the_websocket(url: str, expected: str) -> None:
     ],
 )
 def test_what_is_no_address_is_refused_before_anything_is_opened(url: Any) -> None:
-    with pytest.raises(InvalidInputError, match="is no address of a server"):
+    with pytest.raises(InvalidInputError, match="http://HOST:PORT"):
         stream_url(url)
 
 
