@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,8 +24,11 @@ from stream2llm_rag.integrations.streams import LoopStream, ThreadStream
 from stream2llm_rag.main_guard import refuse_unguarded_start
 from stream2llm_rag.pipeline import Engine
 from stream2llm_rag.retrievers.base import StreamingRetriever
+from stream2llm_rag.shielding import run_shielded
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # For retrievers that block: one that waits for a thread while it holds one must never wait for ever. Threads start on demand.
 _MAX_BLOCKING_CALLS = 1024
@@ -56,6 +60,7 @@ class BackgroundEngine:
         self._state = "not opened yet"
         self._transfers: set[Transfer[Any]] = set()
         self._guests: list[Guest] = []
+        self._is_over = False
         self._loop: asyncio.AbstractEventLoop  # made with the thread, for both have to be ended
         self._thread = threading.Thread(target=self._serve, name="stream2llm-loop", daemon=True)
 
@@ -84,10 +89,12 @@ class BackgroundEngine:
 
     def enter(self, resource: AbstractAsyncContextManager[T]) -> T:
         """Open what needs ``async with`` on the engine's loop, for scripts without one; it is closed with the engine."""
-        self._check()
         if self.is_current:
             raise LifecycleError("a resource cannot be opened so from the engine's own loop, which has to open it.")
-        return self._enter(resource).result()
+        with self._lock:  # no guest comes once the others are sent home
+            self._check()
+            opened = self._enter(resource)
+        return opened.result()
 
     def host(self, resource: AbstractAsyncContextManager[T]) -> HostedRetriever:
         """Open a retriever on the engine's loop, such as a ``WebCrawler``; it is closed with the engine.
@@ -130,20 +137,16 @@ class BackgroundEngine:
 
     async def __aenter__(self) -> Self:
         self._begin()
-        opening = asyncio.ensure_future(anyio.to_thread.run_sync(self._wait_until_open))
         try:
-            return await asyncio.shield(opening)
+            return await run_shielded(anyio.to_thread.run_sync(self._wait_until_open))
         except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([opening])
-                await anyio.to_thread.run_sync(self.close)
+            await run_shielded(anyio.to_thread.run_sync(self.close))
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close)
+        await run_shielded(anyio.to_thread.run_sync(self.close))
 
     def __reduce__(self) -> NoReturn:
         raise UnsupportedError(
@@ -176,6 +179,7 @@ class BackgroundEngine:
 
     def _stop(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._is_over = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -183,10 +187,18 @@ class BackgroundEngine:
         asyncio.set_event_loop(self._loop)
         self._loop.set_default_executor(ThreadPoolExecutor(_MAX_BLOCKING_CALLS, thread_name_prefix="stream2llm-call"))
         try:
-            self._loop.run_forever()
+            while not self._is_over:
+                self._run()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         finally:
             self._loop.close()
+
+    def _run(self) -> None:
+        """Run the loop until it is stopped, or ended by a task: asyncio lets SystemExit of any task out."""
+        try:
+            self._loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:  # which who waits for that task gets, too
+            logger.warning("%r in a task on the engine's loop ended that task alone; the engine goes on", error)
 
     def _start(self, transfer: Transfer[Any]) -> None:
         with self._lock:

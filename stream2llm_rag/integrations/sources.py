@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import anyio
-
 from stream2llm_rag.documents import Append, ContextDelta, Document, Replace, RetrievalEvent
 from stream2llm_rag.errors import InvalidInputError, RetrievalError
 from stream2llm_rag.retrievers.base import require_question
+from stream2llm_rag.shielding import run_shielded
 
 if TYPE_CHECKING:
     from langchain_core.documents import BaseDocumentCompressor
@@ -87,7 +86,7 @@ class StreamingSource:
         """One Append for each search, and a Replace at the end where there is ``rerank``."""
         require_question(query)
         found: list[Documents] = [()] * len(self._searches)
-        failures: list[tuple[str, Exception]] = []
+        failures: list[tuple[str, BaseException]] = []
         started_s = time.monotonic()
         tasks = {asyncio.ensure_future(search.find(query)): index for index, search in enumerate(self._searches)}
         try:
@@ -100,7 +99,7 @@ class StreamingSource:
                     name = self._searches[index].name
                     try:
                         found[index] = tuple(task.result())
-                    except Exception as error:
+                    except (Exception, asyncio.CancelledError) as error:  # its own: nobody cancels us here
                         failures.append((name, error))
                         continue
                     event = RetrievalEvent("fetch", name, started_s, time.monotonic())
@@ -127,5 +126,4 @@ async def _end(tasks: Iterable[asyncio.Future[Documents]]) -> None:
     """Let no search outlive its stream, also when we are being cancelled."""
     for task in tasks:
         task.cancel()
-    with anyio.CancelScope(shield=True):
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await run_shielded(asyncio.gather(*tasks, return_exceptions=True))

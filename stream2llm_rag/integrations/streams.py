@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Generic, Self, TypeVar
@@ -145,9 +145,30 @@ class _Signal:
 
 
 def run_on_new_loop(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end, in this context but on a loop and thread of its own: a loop may run in this one."""
-    with ThreadPoolExecutor(1, thread_name_prefix="stream2llm-call") as thread:
-        return thread.submit(copy_context().run, lambda: asyncio.run(make())).result()
+    """Run a coroutine to its end, in this context but on a loop and thread of its own: a loop may run in this one.
+
+    Ctrl-C in this thread cancels it, and is raised when it has freed what it held.
+    """
+    running: Future[asyncio.Task[Any]] = Future()
+
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        running.set_result(task)
+        return await make()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="stream2llm-call") as thread:  # which waits for it
+        try:
+            return thread.submit(copy_context().run, lambda: asyncio.run(run())).result()
+        except BaseException:
+            running.add_done_callback(_cancel)  # now, or as soon as it runs
+            raise
+
+
+def _cancel(running: Future[asyncio.Task[Any]]) -> None:
+    task = running.result()
+    with suppress(RuntimeError):  # its loop has ended
+        task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -63,6 +63,7 @@ class Call:
     sampling: Mapping[str, Any] | Any
     on_event: Callable[[Event], None] | None
     retriever: StreamingRetriever | None = None
+    system_prompt: str | None = None
 
 
 class Places:

@@ -73,19 +73,20 @@ class StreamingRAG:
         sampling: Mapping[str, Any] | Any = None,
         on_event: Callable[[Event], None] | None = None,
         retriever: StreamingRetriever | None = None,
+        system_prompt: str | None = None,
     ) -> AnswerStream:
         """Answer ``question``; use the returned stream under ``async with``.
 
         ``streaming=False`` does the same the usual way: retrieve all, then submit. ``answer_by_s`` seconds after the question's
         arrival retrieval is ended and the answer made from what is there. ``on_event`` is called with each event of the
-        timeline as it happens. ``sampling`` and ``retriever`` take the place of the instance's.
+        timeline as it happens. ``sampling``, ``retriever`` and ``system_prompt`` take the place of the instance's.
         """
         if retriever is not None:
             _check_retriever(retriever)
         if answer_by_s is not None and not answer_by_s >= 0:
             raise InvalidInputError(f"answer_by_s is a number of seconds from 0 on, got {answer_by_s}.")
         chosen = _with_max_tokens(self._sampling if sampling is None else sampling)
-        call = Call(question, tuple(history), streaming, answer_by_s, chosen, on_event, retriever)
+        call = Call(question, tuple(history), streaming, answer_by_s, chosen, on_event, retriever, system_prompt)
         return AnswerStream(self._means, call)
 
     async def answer(self, question: str, **options: Any) -> RAGResult:
@@ -113,8 +114,8 @@ class StreamingRAG:
 
     def _lay_out(self, template: PromptTemplate, call: Call, max_prompt_tokens: int) -> ContextPrompt:
         """Tokenise history and question, which may be long: off the event loop."""
-        if call.history:
-            template = template.with_history(call.history)
+        if call.history or call.system_prompt is not None:
+            template = template.with_history(call.history, system_prompt=call.system_prompt)
         return template.open(
             call.question,
             max_prompt_tokens=max_prompt_tokens,

@@ -45,6 +45,10 @@ class ChatEncoder:
             ids += self._encoder.encode_template(literal)
         return ids
 
+    def encode_data(self, text: str) -> list[int]:
+        """Return the ids of a text alone, as :meth:`encode` would have them of a message's contents."""
+        return self._encoder.encode_data(strip_invisible(text))
+
     def encode_formatted(self, prompt: str) -> list[int]:
         """Return the ids of a prompt that somebody has formatted for the model: special tokens in it are special."""
         return self._encoder.encode_template(prompt)

@@ -58,8 +58,7 @@ class PromptTemplate:
         self._render = chat_renderer(tokenizer, chat_template) if is_chat else render_plain
         self._encoder = TextEncoder(tokenizer)
         self._bos_ids = [] if is_chat else self._encoder.bos_ids
-        self._system_prompt = None if system_prompt is None else strip_invisible(system_prompt)
-        self._takes_system = system_prompt is not None and self._renders("system", "user")
+        self._set_system_prompt(system_prompt)
         self._sanitizer = Sanitizer(self._markers())
         self._document_format = DocumentFormat(
             opening_ids=tuple(self._encoder.encode_template(f"{DOCUMENT_OPEN}\n")),
@@ -68,10 +67,15 @@ class PromptTemplate:
         )
         self._prefix_ids, self._ending = self._lay_out(history)
 
-    def with_history(self, history: Sequence[Mapping[str, str]]) -> PromptTemplate:
-        """Return a template for the same model and system prompt after ``history``; it shares everything that is costly."""
+    def with_history(self, history: Sequence[Mapping[str, str]], *, system_prompt: str | None = None) -> PromptTemplate:
+        """Return a template for the same model after ``history``; it shares everything that is costly.
+
+        ``system_prompt``, which is trusted, takes the place of this one's.
+        """
         template = copy.copy(self)
-        template._prefix_ids, template._ending = self._lay_out(history)
+        if system_prompt is not None:
+            template._set_system_prompt(system_prompt)
+        template._prefix_ids, template._ending = template._lay_out(history)
         return template
 
     def open(
@@ -101,6 +105,10 @@ class PromptTemplate:
             order=order,
             max_document_tokens=max_document_tokens,
         )
+
+    def _set_system_prompt(self, system_prompt: str | None) -> None:
+        self._system_prompt = None if system_prompt is None else strip_invisible(system_prompt)
+        self._takes_system = system_prompt is not None and self._renders("system", "user")
 
     def _lay_out(self, history: Sequence[Mapping[str, str]]) -> tuple[list[int], list[Span]]:
         """Return the ids before the documents, and what follows the question."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.to_thread
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from stream2llm_rag.engine.feedback import StepRecord
@@ -22,7 +22,7 @@ from stream2llm_rag.errors import (
     InvalidInputError,
     LifecycleError,
 )
-from stream2llm_rag.serve.addresses import stream_url
+from stream2llm_rag.serve.addresses import authorization, stream_url, without_secrets
 from stream2llm_rag.serve.messages import SUBPROTOCOL, Describe, Model
 from stream2llm_rag.serve.stream import RemoteStream, exchange
 from stream2llm_rag.serve.tokenizers import unpack
@@ -57,7 +57,7 @@ class RemoteEngine:
         if max_sessions < 1:
             raise InvalidInputError(f"max_sessions must be at least 1, got {max_sessions}.")
         self._url = stream_url(url)
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = authorization(api_key)
         self._ssl = ssl
         self._max_sessions = max_sessions
         self._connect_timeout_s = connect_timeout_s
@@ -127,7 +127,11 @@ class RemoteEngine:
             raise CapacityError(f"{len(self._streams)} sessions are open, the limit is max_sessions={self._max_sessions}.")
         self._num_opening += 1
         try:
-            stream = RemoteStream(await self._connect(), model)
+            connection = await self._connect()
+            if self._state != "open":  # it was closed meanwhile
+                connection.transport.abort()
+                self._running()
+            stream = RemoteStream(connection, model)
             session = Session(stream, on_close=self._forget, on_record=on_record, cache_salt=cache_salt)
             self._streams[session] = stream
         finally:
@@ -177,9 +181,10 @@ class RemoteEngine:
                 **options,
             )
         except InvalidStatus as error:
-            raise EngineUnreachable(_refusal(self._url, error.response.status_code)) from error
-        except (OSError, TimeoutError, InvalidHandshake) as error:
-            raise EngineUnreachable(f"{self._url} cannot be reached: {error or type(error).__name__}") from error
+            raise EngineUnreachable(_refusal(without_secrets(self._url), error.response.status_code)) from error
+        except (OSError, TimeoutError, WebSocketException, ImportError) as error:  # ImportError: of a proxy's protocol
+            where = without_secrets(self._url)
+            raise EngineUnreachable(f"{where} cannot be reached: {str(error) or type(error).__name__}") from error
 
 
 def _refusal(url: str, status: int) -> str:

@@ -195,7 +195,6 @@ class Connection:
         if self._session is not None:
             raise RefusedError("out_of_order", "this connection has its stream already. Connect again for another one.")
         self._session = await self._service.engine.open(on_record=self._note, cache_salt=message.cache_salt)
-        await self._session.append(await self._tokens(message, 0))
         limits = self._limits
         await self._send(
             Opened(
@@ -206,6 +205,7 @@ class Connection:
                 server_time_s=time.monotonic(),
             )
         )
+        await self._session.append(await self._tokens(message, 0))  # behind the answer, which no record comes before
 
     async def _finish(self, message: Finish) -> AsyncIterator[OutputDelta]:
         session = self._opened(message)

@@ -68,7 +68,10 @@ class Clients:
 def client_of(headers: Mapping[str, str], host: str | None, *, has_keys: bool) -> str:
     """Who a connection belongs to: the holder of its API key where the server asks for one, else the host it comes from."""
     if has_keys:
-        return hashlib.sha256(headers.get("authorization", "").encode()).hexdigest()
+        key = headers.get("authorization", "").partition(" ")[
+            2
+        ]  # behind "Bearer", which may be written in any case (RFC 9110, 11.1)
+        return hashlib.sha256(key.encode()).hexdigest()
     return host or "local"
 
 
@@ -81,7 +84,10 @@ def is_origin_allowed(headers: Mapping[str, str], allowed: Sequence[str]) -> boo
     origin = headers.get("origin")
     if origin is None or "*" in allowed or origin in allowed:
         return True
-    place = urlsplit(origin)
+    try:
+        place = urlsplit(origin)
+    except ValueError:  # as of http://[
+        return False
     return place.netloc.lower() == headers.get("host", "").lower() and _is_fixed(place.hostname or "")
 
 

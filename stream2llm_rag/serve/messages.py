@@ -30,7 +30,7 @@ class Sampling(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, k
     min_tokens: Count | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=_MAX)] | None = None
     min_p: float | None = None
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[list[StopText], msgspec.Meta(max_length=64)] | StopText | None = None

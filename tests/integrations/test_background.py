@@ -195,6 +195,24 @@ class TestAHostedRetriever:
             rag = StreamingRAGRunnable(engine=background, retriever=crawl)
             assert len((await rag.ainvoke("How?")).response_metadata["sources"]) == 2
 
+    def test_that_is_handed_in_while_the_engine_closes_is_closed_with_it(
+        self, background: BackgroundEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        closing, check = threading.Thread(target=background.close), background._check
+
+        def check_and_close() -> None:
+            check()
+            monkeypatch.undo()
+            closing.start()
+            if not background._lock.locked():
+                closing.join()
+
+        monkeypatch.setattr(background, "_check", check_and_close)
+        crawl = Crawl()
+        background.host(crawl)
+        closing.join()
+        assert crawl.is_closed
+
     def test_has_to_be_one(self, background: BackgroundEngine, tokenizer: Any) -> None:
         with pytest.raises(InvalidInputError, match="stream"):
             background.host(Opened(tokenizer))
@@ -255,6 +273,19 @@ class TestClosing:
 
 
 class TestNeverWaitsForEver:
+    def test_for_one_that_ends_the_program(self, background: BackgroundEngine) -> None:
+        """asyncio lets SystemExit out of the loop, whoever's task raises it."""
+
+        class Exiting(Crawl):
+            async def stream(self, query: str) -> AsyncIterator[ContextDelta]:
+                raise SystemExit(3)
+                yield  # pragma: no cover - makes it a generator
+
+        retriever = Stream2LLMRetriever(retriever=background.host(Exiting()))
+        with ThreadPoolExecutor(1) as thread, pytest.raises(SystemExit, match="3"):
+            thread.submit(retriever.invoke, "How?").result(60)
+        assert ChatStream2LLM(engine=background).invoke("Hello").text  # the engine serves the others
+
     def test_for_a_hosted_retriever_when_the_engine_closes_meanwhile(self, fake: FakeEngine) -> None:
         class Hanging(Crawl):
             async def stream(self, query: str) -> AsyncIterator[ContextDelta]:

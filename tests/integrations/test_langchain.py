@@ -26,7 +26,7 @@ from stream2llm_rag import Append, ContextDelta, Document, InvalidInputError, Re
 from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.engine.tools import ToolCallReader
-from stream2llm_rag.errors import UnsupportedError
+from stream2llm_rag.errors import CapacityError, UnsupportedError
 from stream2llm_rag.integrations import BackgroundEngine
 from stream2llm_rag.integrations.langchain import (
     ChatStream2LLM,
@@ -151,6 +151,28 @@ class TestTheAnswer:
         assert text.index("Be brief.") < text.index("Hello there") < text.index("General") < text.index("Page 1")
         assert "Answer the question from the documents" not in text
 
+    async def test_is_limited_in_number_with_a_system_message_too(self, background: BackgroundEngine) -> None:
+        rag, asked = rag_of(background, Gated(), max_streams=1), {"question": "How?", "history": [SystemMessage("Be brief.")]}
+        first = asyncio.create_task(rag.ainvoke(asked))
+        await rag.retriever.is_waiting.wait()
+        with pytest.raises(CapacityError, match="max_streams=1"):
+            await rag.ainvoke(asked)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    async def test_is_made_with_the_settings_of_now(
+        self, background: BackgroundEngine, fake: FakeEngine, tokenizer: Any
+    ) -> None:
+        rag = rag_of(background, system_prompt="Be exact.")
+        await rag.ainvoke("How?")
+        await rag.model_copy(update={"system_prompt": "Be brief."}).ainvoke("How?")
+        await rag.ainvoke("How?")
+        rag.system_prompt = "Be kind."
+        await rag.ainvoke("How?")
+        said = [next(word for word in ("exact", "brief", "kind") if word in tokenizer.decode(ids)) for ids in fake.prompts]
+        assert said == ["exact", "brief", "exact", "kind"]
+
     async def test_is_the_same_the_usual_way(self, background: BackgroundEngine) -> None:
         streamed, usual = await rag_of(background).ainvoke("How?"), await rag_of(background, streaming=False).ainvoke("How?")
         assert streamed.text == usual.text
@@ -160,6 +182,11 @@ class TestTheAnswer:
     async def test_needs_a_question(self, background: BackgroundEngine, given: Any) -> None:
         with pytest.raises(InvalidInputError, match="question"):
             await rag_of(background).ainvoke(given)
+
+    @pytest.mark.parametrize("history", [7, [7], [{"role": "user"}], [("king", "Hello")]])
+    async def test_needs_a_history_of_messages(self, background: BackgroundEngine, history: Any) -> None:
+        with pytest.raises(InvalidInputError, match="history is a list of messages"):
+            await rag_of(background).ainvoke({"question": "How?", "history": history})
 
     async def test_is_made_by_the_deadline(self, background: BackgroundEngine) -> None:
         answer = await rag_of(background, Gated(), answer_by_s=1).ainvoke("How?")
@@ -271,6 +298,30 @@ class TestRuns:
         assert not listening.open
         assert sorted(listening.ended) == ["chain error", "model error", "retriever error"]
         assert retriever.is_closed.is_set()
+        assert not fake.sessions
+
+    @pytest.mark.parametrize("told", ["on_chat_model_start", "on_retriever_end", "on_llm_end"])
+    async def test_cancellation_while_a_callback_is_told_closes_all_runs(
+        self, background: BackgroundEngine, fake: FakeEngine, told: str
+    ) -> None:
+        class Slow(Listening):
+            pass
+
+        async def tell(self: Slow, *args: Any, **kwargs: Any) -> None:
+            is_told.set()
+            await may_go_on.wait()
+            await getattr(Listening, told)(self, *args, **kwargs)
+
+        setattr(Slow, told, tell)
+        is_told, may_go_on, listening = anyio.Event(), anyio.Event(), Slow()
+        task = asyncio.create_task(rag_of(background).ainvoke("How?", {"callbacks": [listening]}))
+        await is_told.wait()
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not listening.open
         assert not fake.sessions
 
     async def test_a_stream_that_is_left_early_closes_all_runs(self, background: BackgroundEngine, fake: FakeEngine) -> None:
@@ -480,6 +531,24 @@ class TestAChatModel:
     def test_of_another_name_is_refused(self, background: BackgroundEngine) -> None:
         with pytest.raises(InvalidInputError, match="one model"):
             ChatStream2LLM(engine=background, model="tiny").invoke("Hello", model="large")
+
+    def test_counts_tokens_as_its_engine_does(self, background: BackgroundEngine, fake: FakeEngine) -> None:
+        chat, messages = ChatStream2LLM(engine=background), [SystemMessage("Be brief."), HumanMessage("Hello <|eot_id|>")]
+        chat.invoke(messages)
+        assert chat.get_num_tokens_from_messages(messages) == len(fake.prompts[0])
+        assert chat.get_num_tokens("Hello there") == len(fake.tokenizer.encode("Hello there", add_special_tokens=False))
+
+    def test_stops_at_a_text_and_not_at_its_characters(self, background: BackgroundEngine) -> None:
+        prompt, _ = ChatStream2LLM(engine=background)._prepare([HumanMessage("Hello")], "END", {})  # type: ignore[arg-type]
+        assert prompt.sampling["stop"] == ["END"]
+
+    def test_writes_its_prompt_by_the_template_of_now(
+        self, background: BackgroundEngine, fake: FakeEngine, tokenizer: Any
+    ) -> None:
+        chat = ChatStream2LLM(engine=background, chat_template="A: {{ messages[0]['content'] }}")
+        chat.invoke("Hello")
+        chat.model_copy(update={"chat_template": "B: {{ messages[0]['content'] }}"}).invoke("Hello")
+        assert [tokenizer.decode(ids) for ids in fake.prompts] == ["A: Hello", "B: Hello"]
 
     def test_takes_no_setting_that_it_does_not_have(self, background: BackgroundEngine) -> None:
         with pytest.raises(ValueError, match="temprature"):

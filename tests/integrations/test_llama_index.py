@@ -152,6 +152,15 @@ class TestTheLLM:
         with pytest.raises(InvalidInputError, match="'tool'"):
             llm.chat([ChatMessage(role=MessageRole.TOOL, content="5")])
 
+    def test_writes_its_prompt_by_the_template_of_now(
+        self, background: BackgroundEngine, fake: FakeEngine, tokenizer: Any
+    ) -> None:
+        llm = Stream2LLM(engine=background, chat_template="A: {{ messages[0]['content'] }}")
+        llm.complete("Hello")
+        llm.chat_template = "B: {{ messages[0]['content'] }}"
+        llm.complete("Hello")
+        assert [tokenizer.decode(ids) for ids in fake.prompts] == ["A: Hello", "B: Hello"]
+
 
 class TestTheQueryEngine:
     async def test_answers_with_source_nodes_and_measures(self, background: BackgroundEngine) -> None:

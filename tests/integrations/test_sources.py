@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
@@ -53,6 +54,16 @@ async def test_each_search_is_appended_as_it_ends_whatever_its_place() -> None:
     assert [document.source for document in second.documents] == ["a"]
     assert second.num_remaining == 0
     with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_a_search_that_cancels_itself_ends_no_other() -> None:
+    async def cancelled(query: str) -> Sequence[Document]:
+        raise asyncio.CancelledError("inside")
+
+    stream = StreamingSource([Search("first", cancelled), Search("second", after(None, "a"))]).stream("How?")
+    assert [document.source for document in (await anext(stream)).documents] == ["a"]
+    with pytest.raises(RetrievalError, match="first failed: CancelledError"):
         await anext(stream)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
+import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 
@@ -172,3 +175,25 @@ async def test_a_coroutine_on_a_new_loop_runs_beside_a_loop_that_blocks() -> Non
         return 2 + 3
 
     assert run_on_new_loop(add) == 5
+
+
+def test_a_coroutine_on_a_new_loop_is_cancelled_by_an_interrupt() -> None:
+    is_freed = threading.Event()
+
+    main_thread = threading.main_thread().ident or 0
+
+    def names_in_main_thread() -> set[str]:
+        return {frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[main_thread])}
+
+    async def work() -> None:
+        try:
+            while "result" not in names_in_main_thread():  # an interrupt while the pool starts its thread is another matter
+                await anyio.lowlevel.checkpoint()
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            await anyio.sleep_forever()
+        finally:
+            is_freed.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_on_new_loop(work)
+    assert is_freed.is_set()

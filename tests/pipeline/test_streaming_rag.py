@@ -353,6 +353,16 @@ async def test_the_history_goes_before_the_documents(engine: FakeEngine, tokeniz
     assert text.index("Hello there") < text.index("General") < text.index("Page 1") < text.rindex("How?")
 
 
+async def test_a_system_prompt_of_one_call_takes_the_place_of_the_instances(engine: FakeEngine, tokenizer: Any) -> None:
+    rag = StreamingRAG(engine, Script(Append((document(1),))), system_prompt="Be exact.")
+    await rag.answer("How?", system_prompt="Be brief.", history=[{"role": "user", "content": "Hello there"}])
+    await rag.answer("How?")
+    once, ever = (tokenizer.decode(prompt) for prompt in engine.prompts)
+    assert once.index("Be brief.") < once.index("Hello there")
+    assert "Be exact." not in once
+    assert "Be exact." in ever
+
+
 async def test_documents_beyond_the_context_are_reported(tokenizer: Any) -> None:
     engine = FakeEngine(tokenizer, max_model_len=600)
     rag = StreamingRAG(engine, Script(*(Append((document(i),)) for i in range(9))), sampling={"max_tokens": 8})

@@ -139,6 +139,10 @@ def test_with_history_is_the_same_as_construction_with_it(tokenizer: PreTrainedT
     before = written(tokenizer, base, PAGE)
     expected = PromptTemplate(tokenizer, chat_template=CHATML, history=HISTORY)
     assert written(tokenizer, base.with_history(HISTORY), PAGE) == written(tokenizer, expected, PAGE)
+    another = PromptTemplate(tokenizer, chat_template=CHATML, system_prompt="Another one.", history=HISTORY)
+    changed = base.with_history(HISTORY, system_prompt="Another one.")
+    assert written(tokenizer, changed, PAGE) == written(tokenizer, another, PAGE)
+    assert written(tokenizer, base.with_history(HISTORY), PAGE) == written(tokenizer, expected, PAGE)
     assert written(tokenizer, base, PAGE) == before
 
 

@@ -184,6 +184,31 @@ async def test_closing_the_engine_ends_its_sessions(here: Served) -> None:
         await engine.aclose()
 
 
+async def test_a_session_that_is_opened_while_the_engine_closes_is_not_left(here: Served, monkeypatch: Any) -> None:
+    async with RemoteEngine(here.url) as engine:
+        connect_ = engine._connect
+
+        async def connect_and_close() -> Any:
+            connection = await connect_()
+            await engine.aclose()
+            return connection
+
+        monkeypatch.setattr(engine, "_connect", connect_and_close)
+        with pytest.raises(LifecycleError, match="closed"):
+            await engine.open([5])
+        assert engine.num_sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [("http_proxy", "nonsense", "isn't a valid proxy"), ("socks_proxy", "socks5://127.0.0.1:9", "cannot be reached")],
+)
+async def test_a_proxy_that_cannot_be_used_is_told_of(variable: str, value: str, said: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(EngineStartError, match=said):
+        await RemoteEngine("http://host.example").__aenter__()
+
+
 async def self_ending(session: Session) -> None:
     with pytest.raises(LifecycleError, match="closed"), session.while_alive():
         await anyio.sleep_forever()

@@ -28,6 +28,7 @@ from stream2llm_rag.serve.messages import (
     Finish,
     Model,
     Open,
+    Opened,
     Output,
     Ping,
     Pong,
@@ -130,6 +131,12 @@ async def test_it_is_told_what_the_engine_did_before_the_tokens_that_came_of_it(
     first_output = next(at for at, message in enumerate(wire.sent) if isinstance(message, Output))
     assert [kind for kind, _ in told] == [StepKind.COMPUTED, StepKind.COMPUTED, StepKind.FINAL]
     assert all(at < first_output for _, at in told)
+
+
+async def test_nothing_is_told_of_a_stream_before_it_is_opened(service: Service) -> None:
+    wire = await talk(service, Open(tokens=[5, 6]), Finish())
+    assert isinstance(wire.sent[0], Opened)
+    assert isinstance(wire.sent[1], Records)
 
 
 async def test_text_is_data_unless_it_says_that_it_is_formatted(service: Service, fake: FakeEngine) -> None:

@@ -27,6 +27,7 @@ def test_a_limit_that_lets_nothing_through_is_refused(name: str, value: float) -
 def test_holders_of_one_key_are_one_client_wherever_they_are() -> None:
     first = client_of({"authorization": "Bearer a"}, "10.0.0.1", has_keys=True)
     assert first == client_of({"authorization": "Bearer a"}, "10.0.0.2", has_keys=True)
+    assert first == client_of({"authorization": "bEARER a"}, "10.0.0.1", has_keys=True)  # vLLM lets that through, too
     assert first != client_of({"authorization": "Bearer b"}, "10.0.0.1", has_keys=True)
     assert "Bearer" not in first
 
@@ -50,6 +51,8 @@ def test_without_keys_an_address_is_a_client_whatever_it_sends() -> None:
         ({"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:8000"}, (), True),
         ({"origin": "http://rebound.example:8000", "host": "rebound.example:8000"}, (), False),
         ({"origin": "", "host": ""}, (), False),
+        ({"origin": "http://[", "host": "["}, (), False),
+        ({"origin": "http://[evil]", "host": "[evil]"}, (), False),
     ],
 )
 def test_a_page_of_another_origin_needs_leave(headers: dict[str, str], allowed: tuple[str, ...], may: bool) -> None:

@@ -23,7 +23,6 @@ from stream2llm_rag.errors import (
     Stream2LLMError,
 )
 from stream2llm_rag.serve import messages, schema
-from stream2llm_rag.serve.addresses import stream_url
 from stream2llm_rag.serve.clock import RemoteClock
 from stream2llm_rag.serve.codes import REFUSALS, code_of, error_of
 from stream2llm_rag.serve.messages import (
@@ -92,6 +91,7 @@ def test_what_is_sent_is_read_as_it_was_and_follows_the_schema(message: ClientMe
         ('{"type": "finish", "sampling": {"n": 2}}', "unknown field `n`"),
         ('{"type": "finish", "sampling": {"max_tokens": 0}}', r"at `\$.sampling.max_tokens`"),
         ('{"type": "finish", "sampling": {"min_tokens": 2147483648}}', r"at `\$.sampling.min_tokens`"),
+        ('{"type": "finish", "sampling": {"top_k": 2147483648}}', r"at `\$.sampling.top_k`"),
         ('{"type": "finish", "sampling": {"seed": 9223372036854775808}}', r"at `\$.sampling.seed`"),
         (f'{{"type": "finish", "sampling": {{"stop_token_ids": {[7] * 97}}}}}', r"at `\$.sampling.stop_token_ids`"),
         (f'{{"type": "finish", "sampling": {{"bad_words": ["{"x" * 17}"]}}}}', r"at `\$.sampling.bad_words"),
@@ -153,27 +153,6 @@ def test_an_error_has_the_code_of_its_nearest_kind(error: Stream2LLMError, code:
 
 def test_a_code_of_a_newer_server_is_an_error_of_the_engine() -> None:
     assert type(error_of("unheard_of", "x")) is EngineError
-
-
-@pytest.mark.parametrize(
-    ("url", "found"),
-    [
-        ("http://host:8000", "ws://host:8000/v1/stream"),
-        ("http://host:8000/", "ws://host:8000/v1/stream"),
-        ("https://host/v1", "wss://host/v1/stream"),
-        ("https://host/llm/v1/", "wss://host/llm/v1/stream"),
-        ("wss://host/v1/stream", "wss://host/v1/stream"),
-        ("http://[::1]:8000", "ws://[::1]:8000/v1/stream"),
-    ],
-)
-def test_an_address_of_any_kind_leads_to_the_websocket(url: str, found: str) -> None:
-    assert stream_url(url) == found
-
-
-@pytest.mark.parametrize("url", ["", "host:8000", "ftp://host", "http://", "/v1"])
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(InvalidInputError, match="http://HOST:PORT"):
-        stream_url(url)
 
 
 @given(offset=st.floats(-1e6, 1e6), delays=st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=1, max_size=9))

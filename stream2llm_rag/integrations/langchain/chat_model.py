@@ -23,6 +23,7 @@ from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
 from stream2llm_rag.integrations.background import BackgroundEngine
 from stream2llm_rag.integrations.crossing import closing, forward
+from stream2llm_rag.integrations.keeping import Kept, kept
 from stream2llm_rag.integrations.langchain.messages import to_openai, usage
 from stream2llm_rag.integrations.langchain.tools import Shape, read_tool_choice, shape_answer
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS
@@ -58,7 +59,7 @@ class ChatStream2LLM(BaseChatModel):
     streaming: bool = False
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
 
-    _encoder: ChatEncoder | None = PrivateAttr(default=None)
+    _encoder: Kept[ChatEncoder] | None = PrivateAttr(default=None)
 
     @property
     def _llm_type(self) -> str:
@@ -147,19 +148,37 @@ class ChatStream2LLM(BaseChatModel):
         )
         timeout_s = options.pop("timeout", self.timeout)
         max_retries = options.pop("max_retries", self.max_retries)
-        stops = stop if stop is not None else self.stop
+        stops: Any = self.stop if stop is None else stop
+        if isinstance(stops, str):  # as others take it; not its characters
+            stops = [stops]
         sampling = {**self._own_sampling(), **shape.sampling, **options, **({"stop": list(stops)} if stops else {})}
         token_ids = self._chat_encoder().encode(to_openai(messages), shape.tools)
         return Prompt(token_ids, sampling, timeout_s, max_retries), shape
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of a text by its engine's tokenizer, without what a chat puts round it; no special token comes out of it."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._chat_encoder().encode_data(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool] | None = None
+    ) -> int:
+        """Length of the prompt that ``messages`` make, up to where the answer begins, in tokens."""
+        declared = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(self._chat_encoder().encode(to_openai(messages), declared))
 
     def _own_sampling(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         return {**self.sampling, **{name: value for name, value in fields.items() if value is not None}}
 
     def _chat_encoder(self) -> ChatEncoder:
-        if self._encoder is None:
-            self._encoder = ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template)
-        return self._encoder
+        self._encoder = kept(
+            self._encoder,
+            (self.engine, self.chat_template),
+            lambda: ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template),
+        )
+        return self._encoder.value
 
     def _name(self) -> str:
         return self.model_name or str(getattr(self.engine.engine.tokenizer, "name_or_path", "") or "stream2llm")

@@ -17,6 +17,7 @@ from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.answering import Watched, describe, start_answer
 from stream2llm_rag.integrations.background import BackgroundEngine
 from stream2llm_rag.integrations.crossing import closing, forward
+from stream2llm_rag.integrations.keeping import Kept, kept
 from stream2llm_rag.integrations.langchain.messages import to_history, usage
 from stream2llm_rag.integrations.langchain.retriever import Stream2LLMRetriever
 from stream2llm_rag.integrations.langchain.runs import AnswerRuns
@@ -28,6 +29,8 @@ from stream2llm_rag.retrievers.base import StreamingRetriever
 from stream2llm_rag.timeline import Event
 
 RAGInput: TypeAlias = str | dict[str, Any]
+
+_RAG_SETTINGS = ("system_prompt", "sampling", "order", "max_document_tokens", "on_retrieval_error", "max_streams")
 
 
 class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
@@ -58,7 +61,7 @@ class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
     answer_by_s: float | None = Field(default=None, ge=0)
     streaming: bool = True
 
-    _rag: StreamingRAG | None = PrivateAttr(default=None)
+    _rag: Kept[StreamingRAG] | None = PrivateAttr(default=None)
 
     @field_validator("retriever")
     @classmethod
@@ -133,8 +136,13 @@ class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
             messages.insert(0, SystemMessage(self.system_prompt))
         async with AnswerRuns(config, question, messages, type(self.retriever).__name__) as runs:
             retriever = _InRun(self.retriever, runs)
-            options = {"history": history, "streaming": self.streaming, "answer_by_s": self.answer_by_s}
-            async with start_answer(self.engine, self._make_rag(system), question, retriever, **options) as updates:
+            options = {
+                "history": history,
+                "system_prompt": system,
+                "streaming": self.streaming,
+                "answer_by_s": self.answer_by_s,
+            }
+            async with start_answer(self.engine, self._made_rag(), question, retriever, **options) as updates:
                 async for update in updates:
                     if isinstance(update, Event):
                         await runs.note(update)
@@ -153,25 +161,14 @@ class StreamingRAGRunnable(RunnableSerializable[RAGInput, AIMessage]):
             chunk_position="last",
         )
 
-    def _make_rag(self, system: str | None) -> StreamingRAG:
-        """Ours, which is made once; for a conversation that brings a system message of its own another one."""
-        if system is not None:
-            return self._new_rag(system)
-        if self._rag is None:
-            self._rag = self._new_rag(self.system_prompt)
-        return self._rag
+    def _made_rag(self) -> StreamingRAG:
+        """Made once, and anew where a setting was changed, as in a copy."""
+        settings = {name: getattr(self, name) for name in _RAG_SETTINGS}
+        self._rag = kept(self._rag, (self.engine, settings), lambda: self._make_rag(settings))
+        return self._rag.value
 
-    def _new_rag(self, system: str | None) -> StreamingRAG:
-        return StreamingRAG(
-            self.engine.engine,
-            self.retriever,
-            system_prompt=system,
-            sampling=self.sampling,
-            order=self.order,
-            max_document_tokens=self.max_document_tokens,
-            on_retrieval_error=self.on_retrieval_error,
-            max_streams=self.max_streams,
-        )
+    def _make_rag(self, settings: dict[str, Any]) -> StreamingRAG:
+        return StreamingRAG(self.engine.engine, self.retriever, **settings)
 
 
 class _InRun:
@@ -201,11 +198,19 @@ def _read(input: RAGInput) -> tuple[str, list[BaseMessage]]:
             question = input.get("question")
             unknown = input.keys() - {"question", "history"}
             if isinstance(question, str) and not unknown:
-                return question, convert_to_messages(input.get("history") or [])
+                return question, _messages(input.get("history") or [])
     raise InvalidInputError(
         f"the input is a question, or {{'question': str, 'history': messages}}, but {input!r} came. Pick the fields that are "
         "meant before: {'question': ...} | rag."
     )
+
+
+def _messages(history: Any) -> list[BaseMessage]:
+    """A history in any of LangChain's spellings. InvalidInputError where it is none."""
+    try:
+        return convert_to_messages(history)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InvalidInputError(f"the history is a list of messages, but {history!r} came: {error}") from error
 
 
 async def _once(answer: Any) -> AsyncIterator[AIMessage]:

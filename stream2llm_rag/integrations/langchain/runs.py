@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import anyio
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     AsyncCallbackManagerForRetrieverRun,
@@ -20,6 +19,7 @@ from langchain_core.runnables.config import get_async_callback_manager_for_confi
 from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import LifecycleError, RetrievalError
 from stream2llm_rag.integrations.langchain.messages import to_langchain
+from stream2llm_rag.shielding import run_shielded
 from stream2llm_rag.timeline import Event, EventKind
 
 _CUSTOM_EVENTS = {
@@ -35,6 +35,9 @@ _END_OF_RETRIEVAL = (EventKind.RETRIEVAL_END, EventKind.DEADLINE)
 
 class AnswerRuns:
     """Opens a retriever run and a chat model run under that of ``config``, and closes both however the block ends.
+
+    Handlers are told of starts and ends though the answer is cancelled meanwhile: a run that a tracer has seen start stays open
+    for it until it sees its end.
 
     ``messages`` are those that the model run begins with: the documents are not there yet.
     """
@@ -57,19 +60,17 @@ class AnswerRuns:
         return patch_config(self._config, callbacks=self._retrieval.get_child())
 
     async def __aenter__(self) -> Self:
-        manager = get_async_callback_manager_for_config(self._config)
-        self._retrieval = await manager.on_retriever_start(None, self._question, name=self._retriever_name)
-        [self._model] = await manager.on_chat_model_start({}, [self._messages], name="ChatStream2LLM")
+        try:
+            await run_shielded(self._start())
+        except BaseException as error:
+            await run_shielded(self._fail(error))
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True):
-            end = error or LifecycleError("the answer was left before its end.")
-            await self._fail_retrieval(end)
-            if self._model is not None:
-                await self._model.on_llm_error(end, response=LLMResult(generations=[list(self._chunks[-1:])]))
+        await run_shielded(self._fail(error or LifecycleError("the answer was left before its end.")))
 
     async def note(self, event: Event) -> None:
         """Tell of one thing that happened."""
@@ -93,14 +94,26 @@ class AnswerRuns:
         await self._end_retrieval()
         model, self._model = self._model, None
         if model is not None:
-            await model.on_llm_end(LLMResult(generations=[list(self._chunks)]))
+            await run_shielded(model.on_llm_end(LLMResult(generations=[list(self._chunks)])))
+
+    async def _start(self) -> None:
+        manager = get_async_callback_manager_for_config(self._config)
+        self._retrieval = await manager.on_retriever_start(None, self._question, name=self._retriever_name)
+        [self._model] = await manager.on_chat_model_start({}, [self._messages], name="ChatStream2LLM")
+
+    async def _fail(self, error: BaseException) -> None:
+        try:
+            await self._fail_retrieval(error)
+        finally:
+            if self._model is not None:
+                await self._model.on_llm_error(error, response=LLMResult(generations=[list(self._chunks[-1:])]))
 
     async def _end_retrieval(self) -> None:
         run, self._retrieval = self._retrieval, None
         if run is not None:
-            await run.on_retriever_end([to_langchain(document) for document in self.documents])
+            await run_shielded(run.on_retriever_end([to_langchain(document) for document in self.documents]))
 
     async def _fail_retrieval(self, error: BaseException) -> None:
         run, self._retrieval = self._retrieval, None
         if run is not None:
-            await run.on_retriever_error(error)
+            await run_shielded(run.on_retriever_error(error))

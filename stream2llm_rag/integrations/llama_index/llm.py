@@ -25,6 +25,7 @@ from stream2llm_rag.errors import UnsupportedError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
 from stream2llm_rag.integrations.background import BackgroundEngine
 from stream2llm_rag.integrations.crossing import closing, forward
+from stream2llm_rag.integrations.keeping import Kept, kept
 from stream2llm_rag.integrations.llama_index.nodes import to_openai
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS
 from stream2llm_rag.prompt.chat import ChatEncoder
@@ -78,7 +79,7 @@ class Stream2LLM(LLM):
     sampling: dict[str, Any] = Field(default_factory=dict)
     chat_template: str | None = None
 
-    _encoder: ChatEncoder | None = PrivateAttr(default=None)
+    _encoder: Kept[ChatEncoder] | None = PrivateAttr(default=None)
 
     @classmethod
     def class_name(cls) -> str:
@@ -207,6 +208,9 @@ class Stream2LLM(LLM):
         return Prompt(token_ids, {**own, **options}, self.timeout, self.max_retries)
 
     def _chat_encoder(self) -> ChatEncoder:
-        if self._encoder is None:
-            self._encoder = ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template)
-        return self._encoder
+        self._encoder = kept(
+            self._encoder,
+            (self.engine, self.chat_template),
+            lambda: ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template),
+        )
+        return self._encoder.value
