@@ -13,11 +13,10 @@ from stream2llm_rag.errors import IndexBuildError, IndexFormatError, InvalidInpu
 from stream2llm_rag.retrievers.diskann.layout import SECTOR_BYTES, Geometry, Layout
 from stream2llm_rag.retrievers.diskann.manifest import Manifest, digest_of
 from stream2llm_rag.retrievers.diskann.matrices import Array
-from stream2llm_rag.retrievers.diskann.metrics import Floats, Metric, norms_of
+from stream2llm_rag.retrievers.diskann.metrics import MAX_NORM, Floats, Metric, norms_of
 
 _ROWS_AT_ONCE = 16_384
 _MAX_DIMS = 4096
-_MAX_FLOAT = float(np.sqrt(np.finfo(np.float32).max))
 
 
 def require_vectors(vectors: Any, metric: Metric) -> Floats:
@@ -44,7 +43,7 @@ def _require_rows(rows: Floats, first: int, metric: Metric) -> None:
             f"Vectors are finite numbers, but row {bad} has NaN or infinity in it (or too much for float32)."
         )
     norms = norms_of(rows)
-    if norms.max() > _MAX_FLOAT / 4:
+    if norms.max() > MAX_NORM:
         raise InvalidInputError(
             f"Row {first + int(norms.argmax())} has a norm of {norms.max():.3g}, whose square float32 cannot hold."
         )

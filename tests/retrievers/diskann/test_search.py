@@ -177,6 +177,7 @@ def test_ids_are_those_that_were_given(tmp_path: Path) -> None:
     [
         (np.full(32, np.nan), {}, "NaN or infinity"),
         (np.full(32, 1e300), {}, "NaN or infinity"),
+        (np.full(32, 1e25), {}, r"a norm of at most 4\.61e\+18, but one of 5\.66e\+25 came"),
         (np.ones(31), {}, r"32 dimensions.*\(31,\)"),
         (np.ones((2, 32)), {}, "32 dimensions"),
         ("how?", {}, "array of numbers"),
