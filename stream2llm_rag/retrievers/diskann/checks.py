@@ -21,7 +21,10 @@ _MAX_DIMS = 4096
 
 def require_vectors(vectors: Any, metric: Metric) -> Floats:
     """``vectors`` as C-contiguous f32[n, num_dims]. InvalidInputError for anything that cannot be indexed."""
-    array = np.asarray(vectors)
+    try:
+        array = np.asarray(vectors)
+    except ValueError as error:
+        raise InvalidInputError(f"vectors is a matrix with a row for each, all of one length: {error}") from error
     if array.ndim != 2:
         raise InvalidInputError(f"vectors is a matrix with a row for each, but an array of {array.ndim} dimensions came.")
     if array.dtype.kind not in "fiu":
