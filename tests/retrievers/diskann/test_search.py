@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +144,18 @@ def test_searches_that_compute_are_bounded_by_the_processors(
 def test_what_an_index_cannot_be_opened_with_is_refused(built: Built, settings: Any, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
         DiskANNIndex.open(built.directory, **settings)
+
+
+def test_code_that_cannot_be_kept_is_compiled_in_each_process() -> None:
+    """As where nothing can be written to: numba refuses, where none of its ways to keep code is left."""
+    script = (
+        "from stream2llm_rag.retrievers.diskann import kernels; import numpy as np; table = np.ones((1, 256), np.float32);"
+        "kernels.fill_table(table, np.ones(1, np.float32), np.zeros((1, 256), np.float32), np.array([0, 1]));"
+        "print(table.sum())"
+    )
+    settings = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
+    done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("256.0\n", 0), done.stderr
 
 
 @pytest.mark.parametrize("num_dims", [1, 3, 1100])
