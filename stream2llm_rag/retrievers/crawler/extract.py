@@ -30,7 +30,7 @@ _ANCHORS = XPath("//a[@href] | //area[@href]")
 _TITLES = (XPath("//head/title"), XPath("//h1"))
 _BASE = XPath("string(//base/@href)")
 _CANONICAL = XPath("//link[translate(@rel, 'CANOIL', 'canoil')='canonical']/@href")
-_MARKDOWN_HEADING = re.compile(r"^#\s+(.+)$", re.MULTILINE)
+_MARKDOWN_HEADING = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
 
 
 def decode(page: Page) -> str:

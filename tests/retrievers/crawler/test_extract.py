@@ -114,4 +114,5 @@ def test_a_page_without_main_text_gives_what_it_shows():
 def test_markdown_has_its_heading_for_a_title_and_plain_text_has_none():
     text = "intro\n# The heading\n"
     assert outline_of(Page(URL, "text/markdown", b""), text).title == "The heading"
+    assert outline_of(Page(URL, "text/markdown", b""), f"# \n#\n\n{text}").title == "The heading"  # empty ones are none
     assert outline_of(Page(URL, "text/plain", b""), text) == Outline()
