@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 _SUFFIXES = (".txt", ".md", ".rst")
 _MAX_TEXT_CHARACTERS = 160
 _STAGES = {
+    "documents": "Storing documents",
     "vectors": "Writing vectors",
     "quantise": "Quantising",
     "graph": "Building the graph",
     "layout": "Laying out nodes",
-    "documents": "Storing documents",
     "done": "Done",
 }
 

@@ -80,7 +80,7 @@ class InMemoryRetriever:
                 await self._sleep(wait_s)
             yield timed.delta
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)  # else each stream would leave its frames, and their context, on it
 
 
 class FunctionRetriever:

@@ -46,6 +46,16 @@ async def test_a_late_reader_does_not_push_later_deltas_back():
     assert time.naps_s == [1.0]
 
 
+async def test_a_failure_that_comes_again_and_again_keeps_nothing_of_the_streams_before():
+    retriever = InMemoryRetriever([], failure=RetrievalError("the index is gone"))
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(RetrievalError) as caught:
+            await collect(retriever)
+        lengths.add(len(caught.traceback))
+    assert len(lengths) == 1
+
+
 async def test_a_failure_comes_after_the_deltas():
     failure = RetrievalError("the index is gone", [A])
     stream = InMemoryRetriever([TimedDelta(0.0, Append((A,)))], failure=failure).stream("why?")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, cast
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -13,6 +16,8 @@ from stream2llm_rag.retrievers.crawler.addresses import PrivateHosts, refusal, w
 from stream2llm_rag.retrievers.crawler.pages import PageSkippedError, Skip
 from stream2llm_rag.retrievers.crawler.proxy import Proxy
 from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, host_and_port
+
+_MAX_LOOKUPS = 32  # names that are looked up at once; further ones wait, within the time of their page
 
 
 class AddressRefusedError(OSError):
@@ -61,11 +66,36 @@ class Connections:
         return None if self._proxy is None else self._proxy.url
 
 
+class _Lookups:
+    """What aiohttp's resolver asks of an event loop, in threads of its own.
+
+    Nothing ends a lookup, not even its page: where the servers of a name are silent, its thread is taken for half a minute. Of
+    the loop's own threads, which are for everybody, a few links to such names would take all.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_MAX_LOOKUPS, "crawler-names")
+
+    async def getaddrinfo(self, host: str, port: int, **settings: int) -> Any:
+        """``socket.getaddrinfo``."""
+        look_up = partial(socket.getaddrinfo, host, port, **settings)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+
+    async def getnameinfo(self, address: tuple[str, int], flags: int) -> tuple[str, str]:
+        """``socket.getnameinfo``."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, socket.getnameinfo, address, flags)
+
+    def close(self) -> None:
+        """Begin no more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
 class _Resolver(AbstractResolver):
     """aiohttp's own, but a name that has no address is an error of the connection: aiohttp breaks on an empty answer."""
 
     def __init__(self) -> None:
-        self._resolver: AbstractResolver = aiohttp.DefaultResolver()
+        self._lookups = _Lookups()
+        self._resolver = aiohttp.ThreadedResolver(cast("asyncio.AbstractEventLoop", self._lookups))
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         """The addresses of ``host``. OSError where there is none."""
@@ -74,8 +104,8 @@ class _Resolver(AbstractResolver):
         raise OSError(None, "the name has no address")
 
     async def close(self) -> None:
-        """Close the one underneath."""
-        await self._resolver.close()
+        """Let go of the threads."""
+        self._lookups.close()
 
 
 class _GuardedResolver(AbstractResolver):

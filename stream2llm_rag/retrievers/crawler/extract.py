@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from urllib.parse import unquote
 
@@ -29,14 +30,17 @@ _ANCHORS = XPath("//a[@href] | //area[@href]")
 _TITLES = (XPath("//head/title"), XPath("//h1"))
 _BASE = XPath("string(//base/@href)")
 _CANONICAL = XPath("//link[translate(@rel, 'CANOIL', 'canoil')='canonical']/@href")
-_MARKDOWN_HEADING = re.compile(r"^#\s+(.+)$", re.MULTILINE)
+_MARKDOWN_HEADING = re.compile(r"^#[ \t]+(\S.*)$", re.MULTILINE)
 
 
 def decode(page: Page) -> str:
     """The body as text, by byte order mark, header, ``<meta>``, then UTF-8 or, where it is not that, Windows-1252."""
     text: str
-    _, text = html_to_unicode(page.content_type, page.body, auto_detect_fun=_guess_encoding)
-    return text
+    for content_type in (page.content_type, None):
+        with suppress(LookupError, UnicodeError):  # codecs of Python's that are no charsets: "undefined", "hex", "idna"
+            _, text = html_to_unicode(content_type, page.body, auto_detect_fun=_guess_encoding)
+            return text
+    return page.body.decode(_guess_encoding(page.body), "replace")
 
 
 def _guess_encoding(body: bytes) -> str:

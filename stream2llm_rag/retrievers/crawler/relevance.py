@@ -7,6 +7,7 @@ as one more text among the others. That makes scores of different pages comparab
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,19 +72,23 @@ def _scores(question: str, corpus: Sequence[list[str]]) -> list[float]:
 def excerpt(question: str, passages: Passages, max_tokens: int | None = None) -> Excerpt:
     """The passages that answer ``question`` best, in the order of the text, within ``max_tokens`` (see below).
 
-    The page is as relevant as its best passage. Without a limit, or where it is kept, the text stays as it is.
+    The page is as relevant as its best passage, of which the beginning is kept where no passage fits. Without a limit, or where
+    it is kept, the text stays as it is.
     """
     scores = _scores(question, passages.terms)
     score = max(scores, default=0.0)
     if max_tokens is None or estimate_tokens(passages.text) <= max_tokens:
         return Excerpt(passages.text, score, is_cut=False)
-    kept = []
+    kept: list[int] = []
     num_left = max_tokens
-    for i in sorted(range(len(scores)), key=lambda each: -scores[each]):
+    best_first = sorted(range(len(scores)), key=lambda each: -scores[each])
+    for i in best_first:
         num_tokens = estimate_tokens(passages.parts[i] + _GAP)
         if num_tokens <= num_left and (scores[i] or not score):  # no filling up with what says nothing
             kept.append(i)
             num_left -= num_tokens
+    if best_first and not kept:
+        return Excerpt(_beginning_of(passages.parts[best_first[0]], max_tokens), score, is_cut=True)
     return Excerpt(_join(passages.parts, sorted(kept)), score, is_cut=True)
 
 
@@ -114,6 +119,12 @@ def _pieces(text: str) -> Iterator[str]:
     for line in text.splitlines(keepends=True):
         for sentence in [line] if len(line) <= _PASSAGE_CHARS else _SENTENCE.findall(line):
             yield from [sentence] if len(sentence) <= _PASSAGE_CHARS else _STRETCH.findall(sentence)
+
+
+def _beginning_of(text: str, max_tokens: int) -> str:
+    text = text.lstrip()
+    lengths = range(len(text) + 1)
+    return text[: bisect_right(lengths, max_tokens, key=lambda length: estimate_tokens(text[:length])) - 1]
 
 
 def _join(passages: Sequence[str], kept: Sequence[int]) -> str:

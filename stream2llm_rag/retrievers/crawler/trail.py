@@ -8,7 +8,7 @@ from dataclasses import replace
 from stream2llm_rag.documents import RetrievalEvent
 from stream2llm_rag.retrievers.crawler.frontier import Frontier, Target
 from stream2llm_rag.retrievers.crawler.pages import Outline, PageSkippedError, Skip
-from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, Scope, site_of, strip_tracking
+from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, Scope, key_of, site_of
 
 MAX_REDIRECTS = 5
 _INHERITED = 0.5  # what the promise of a page counts for its links, beside what it says of them (shark-search, Hersovici 1998)
@@ -41,7 +41,7 @@ class Trail:
         """Start from these pages, sitemaps or feeds too, whatever the scope says."""
         for seed in seeds:
             self.failed_seeds.setdefault(seed, "it was not reached within the limits of the crawl")
-            self._frontier.add(Target(seed, strip_tracking(seed), seed=seed, may_list=True))
+            self._frontier.add(Target(seed, key_of(seed), seed=seed, may_list=True))
 
     def add_found(self, urls: list[CanonicalUrl]) -> None:
         """Start from what a search found: its sites join the scope."""
@@ -68,7 +68,7 @@ class Trail:
             raise PageSkippedError(Skip.SCOPE, f"it redirects to {location}, and {reason}")
         if self._frontier.is_closed(location):
             raise PageSkippedError(Skip.HOST_LIMIT, f"it redirects to {location}, whose host has given all that one may")
-        num_redirects, key = target.num_redirects + 1, strip_tracking(location)
+        num_redirects, key = target.num_redirects + 1, key_of(location)
         onward = replace(target, url=location, key=key, num_redirects=num_redirects, steps=tuple(steps))
         if not self._frontier.add(onward):
             raise PageSkippedError(Skip.REDIRECT, f"it redirects to {location}, which the crawl met before")
@@ -90,11 +90,11 @@ class Trail:
 
     def settle(self, target: Target, source: CanonicalUrl) -> None:
         """Note that a page is done with. PageSkippedError where it came before, under this or another address."""
-        if not self._frontier.settle(target.key, strip_tracking(source)):
+        if not self._frontier.settle(target.key, key_of(source)):
             raise PageSkippedError(Skip.DUPLICATE, f"it is another address of {source}")
 
     def _queue(self, outline: Outline, *, depth: int, inherited: float, may_list: bool = False) -> None:
         for url, own in outline.links:
             if self._scope.refusal(url) is None:
                 score = (own + _INHERITED * inherited) / (1 + _INHERITED)
-                self._frontier.add(Target(url, url, depth, score=score, may_list=may_list))
+                self._frontier.add(Target(url, key_of(url), depth, score=score, may_list=may_list))

@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from string import ascii_letters, digits
 from typing import Literal, NewType
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from courlan.clean import clean_query
-from w3lib.url import canonicalize_url
+from w3lib.url import canonicalize_url, safe_url_string
 
 from stream2llm_rag.errors import InvalidInputError
 
@@ -23,12 +24,17 @@ MAX_URL_LENGTH = 2_048  # the limit of sitemaps.org; longer links are generated 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _ABSOLUTE = re.compile(r"https?://[\w\[]")  # to join it with a base takes as long as the rest
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+_PLAIN_QUERY = re.compile(r"[A-Za-z0-9._~&=-]*")
+_UNRESERVED = frozenset(f"{ascii_letters}{digits}-._~")  # RFC 3986, 2.3
 
 
 def canonicalize(url: str, base: str = "") -> CanonicalUrl | None:
-    """The one spelling of ``url``, resolved against ``base``: encoding, dots, query order, host, port, no fragment.
+    """``url``, resolved against ``base``, as RFC 3986 (6.2) lets it be spelled: encoding, dots, host, port, no fragment.
 
-    None for what a crawler cannot fetch: other schemes, no host, credentials, an impossible port, or too long a URL.
+    It is what is asked for, so a query keeps its order and its ``/``, ``;`` and ``=``: a site may make something of them, and
+    its robots.txt speaks of the address as the site writes it. None for what a crawler cannot fetch: other schemes, no host,
+    credentials, an impossible port, or too long a URL.
     """
     try:
         absolute = url.strip()
@@ -53,12 +59,38 @@ def _canonical(absolute: str) -> CanonicalUrl | None:
     if not _HOST.fullmatch(host):
         return None
     netloc = host if port in (None, _DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
-    canonical = urlunsplit((parts.scheme, netloc, parts.path or "/", parts.query, ""))
+    query = _query_of(absolute) if "?" in absolute else ""
+    canonical = urlunsplit((parts.scheme, netloc, parts.path or "/", query, ""))
     return CanonicalUrl(canonical) if len(canonical) <= MAX_URL_LENGTH else None
 
 
+def _query_of(absolute: str) -> str:
+    """Each character in one spelling (RFC 3986, 6.2.2); w3lib's own would take the query for a form that was filled in."""
+    return _ESCAPE.sub(_escape, urlsplit(safe_url_string(absolute)).query)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = match[1]
+    if code is None:
+        return "%25"
+    return char if (char := chr(int(code, 16))) in _UNRESERVED else match[0].upper()
+
+
+def key_of(url: CanonicalUrl) -> CanonicalUrl:
+    """The same for two URLs of one page: no tracking, the parameters of the query in order. For comparing, not for asking."""
+    if "?" not in url:
+        return url
+    address, _, query = (stripped := strip_tracking(url)).partition("?")
+    if not _PLAIN_QUERY.fullmatch(query):
+        return CanonicalUrl(canonicalize_url(stripped))
+    # The same in a third of the time: a page can have thousands of links, and this runs on the event loop.
+    pairs = sorted(pair.partition("=")[::2] for pair in query.split("&") if pair)
+    in_order = "&".join(f"{name}={value.replace('=', '%3D')}" for name, value in pairs)
+    return CanonicalUrl(f"{address}?{in_order}" if in_order else address)
+
+
 def strip_tracking(url: CanonicalUrl) -> CanonicalUrl:
-    """``url`` without the query parameters that only say where a visitor came from. Two URLs equal here are one page."""
+    """``url`` without the query parameters that only say where a visitor came from."""
     if "?" not in url:
         return url
     parts = urlsplit(url)

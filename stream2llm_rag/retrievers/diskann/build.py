@@ -61,13 +61,13 @@ def build_index(
     report = Reporter(on_progress)
     with folder_beside(directory) as folder:
         checks.require_space(folder, _needed_bytes(len(floats), space, graph, documents))
+        report("documents")  # first: what cannot be stored is to be said before hours of building
+        _write_labels_and_documents(folder, labels, documents, len(floats))
         report("vectors")
         _write_vectors(folder / "vectors.bin", floats, space)
         report("quantise")
         run_builder(folder, graph, timeout_s, report)
         (folder / "vectors.bin").unlink()
-        report("documents")
-        _write_labels_and_documents(folder, labels, documents, len(floats))
         if extras is not None:
             extras(folder)
         _finish(folder, space, graph, labels is not None, documents is not None)

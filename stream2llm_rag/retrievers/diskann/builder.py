@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 from stream2llm_rag.errors import IndexBuildError, InvalidInputError
 from stream2llm_rag.retrievers.diskann.layout import DEFAULT_PREFIX
 
-BuildStage: TypeAlias = Literal["vectors", "quantise", "graph", "layout", "documents", "done"]
+BuildStage: TypeAlias = Literal["documents", "vectors", "quantise", "graph", "layout", "done"]
 _SCRIPT = Path(__file__).with_name("build_process.py")
 # What the Rust builder logs when a stage ends, and the stage that follows it.
 _CHECKPOINTS: tuple[tuple[str, BuildStage], ...] = (("PqConstruction", "graph"), ("InmemIndexBuild", "layout"))

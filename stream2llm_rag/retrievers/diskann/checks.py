@@ -13,16 +13,18 @@ from stream2llm_rag.errors import IndexBuildError, IndexFormatError, InvalidInpu
 from stream2llm_rag.retrievers.diskann.layout import SECTOR_BYTES, Geometry, Layout
 from stream2llm_rag.retrievers.diskann.manifest import Manifest, digest_of
 from stream2llm_rag.retrievers.diskann.matrices import Array
-from stream2llm_rag.retrievers.diskann.metrics import Floats, Metric, norms_of
+from stream2llm_rag.retrievers.diskann.metrics import MAX_NORM, Floats, Metric, norms_of
 
 _ROWS_AT_ONCE = 16_384
 _MAX_DIMS = 4096
-_MAX_FLOAT = float(np.sqrt(np.finfo(np.float32).max))
 
 
 def require_vectors(vectors: Any, metric: Metric) -> Floats:
     """``vectors`` as C-contiguous f32[n, num_dims]. InvalidInputError for anything that cannot be indexed."""
-    array = np.asarray(vectors)
+    try:
+        array = np.asarray(vectors)
+    except ValueError as error:
+        raise InvalidInputError(f"vectors is a matrix with a row for each, all of one length: {error}") from error
     if array.ndim != 2:
         raise InvalidInputError(f"vectors is a matrix with a row for each, but an array of {array.ndim} dimensions came.")
     if array.dtype.kind not in "fiu":
@@ -44,7 +46,7 @@ def _require_rows(rows: Floats, first: int, metric: Metric) -> None:
             f"Vectors are finite numbers, but row {bad} has NaN or infinity in it (or too much for float32)."
         )
     norms = norms_of(rows)
-    if norms.max() > _MAX_FLOAT / 4:
+    if norms.max() > MAX_NORM:
         raise InvalidInputError(
             f"Row {first + int(norms.argmax())} has a norm of {norms.max():.3g}, whose square float32 cannot hold."
         )

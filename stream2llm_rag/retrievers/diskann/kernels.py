@@ -11,7 +11,9 @@ one changed.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,8 @@ from stream2llm_rag.retrievers.diskann.state import (
     State,
 )
 
+logger = logging.getLogger(__name__)
+
 # Not all of fastmath: a vector that is not finite must be seen.
 _REORDER = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -49,7 +53,20 @@ _errno = types.ExternalFunction("__errno_location", types.CPointer(types.int32)(
 _EINTR = 4
 
 
-@njit(nogil=True, cache=True, fastmath=_REORDER)
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function, to run without the GIL; once on a machine where the result can be kept, else in each process."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither this folder nor the user's cache can be written to, and no NUMBA_CACHE_DIR is set
+            logger.debug("compiled code cannot be kept", exc_info=True)
+            return njit(nogil=True, **options)(function)
+
+    return compiled
+
+
+@_compiled(fastmath=_REORDER)
 def fill_table(table: Array, query: Array, centers: Array, chunks: Array) -> None:
     """Squared distances of each chunk of ``query`` (less the mean) to its 256 centres, into ``table``."""
     for chunk in range(len(chunks) - 1):
@@ -61,7 +78,7 @@ def fill_table(table: Array, query: Array, centers: Array, chunks: Array) -> Non
                 table[chunk, center] += difference * difference
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=_REORDER)
+@_compiled(forceinline=True, fastmath=_REORDER)
 def _approximate(table: Array, codes: Array, node: int) -> Any:
     total = np.float32(0)
     for chunk in range(table.shape[0]):
@@ -69,7 +86,7 @@ def _approximate(table: Array, codes: Array, node: int) -> Any:
     return total
 
 
-@njit(nogil=True, cache=True, forceinline=True, fastmath=_REORDER)
+@_compiled(forceinline=True, fastmath=_REORDER)
 def _squared_distance(vector: Array, query: Array) -> Any:
     total = np.float32(0)
     for dim in range(len(query)):
@@ -78,7 +95,7 @@ def _squared_distance(vector: Array, query: Array) -> Any:
     return total
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def _exact(geometry: Geometry, state: State, node_bytes: Array) -> Any:
     stored = node_bytes[: geometry.vector_bytes]
     if geometry.element_bytes == 4:
@@ -88,7 +105,7 @@ def _exact(geometry: Geometry, state: State, node_bytes: Array) -> Any:
     return _squared_distance(stored.view(np.int8), state.query)
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def _add_candidate(ids: Array, distances: Array, expanded: Array, counters: Array, node: int, distance: Any) -> None:
     """Put a node among the candidates, or leave it where L nearer ones are there.
 
@@ -117,7 +134,7 @@ def _add_candidate(ids: Array, distances: Array, expanded: Array, counters: Arra
     counters[CURSOR] = min(counters[CURSOR], low)
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def _add_top(state: State, node: int, distance: Any) -> None:
     ids, distances, hops = state.top_ids, state.top_distances, state.top_hops
     size, capacity = state.counters[NUM_TOP], len(ids)
@@ -131,14 +148,14 @@ def _add_top(state: State, node: int, distance: Any) -> None:
     state.counters[NUM_TOP] = min(size + 1, capacity)
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def is_done(state: State) -> bool:
     """Whether every candidate was expanded, something went wrong, or somebody wants the search to end."""
     counters = state.counters
     return counters[CURSOR] >= counters[NUM_CANDIDATES] or counters[ERROR] != 0 or state.stop[0] != 0
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def take_beam(state: State) -> int:
     """Mark the nearest candidates that were not expanded yet as the beam of a new hop; how many they are."""
     counters, expanded = state.counters, state.candidate_expanded
@@ -157,7 +174,7 @@ def take_beam(state: State) -> int:
     return num_beam
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def first_sector(geometry: Geometry, node: int) -> int:
     """The sector in which a node starts."""
     if geometry.nodes_per_sector > 0:
@@ -165,19 +182,19 @@ def first_sector(geometry: Geometry, node: int) -> int:
     return 1 + node * geometry.sectors_per_node
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def offset_in_sector(geometry: Geometry, node: int) -> int:
     """Bytes before a node in its sector."""
     return (node % geometry.nodes_per_sector) * geometry.node_bytes if geometry.nodes_per_sector > 0 else 0
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def _fail(state: State, error: int, node: int) -> None:
     state.counters[ERROR] = error
     state.counters[ERROR_NODE] = node
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@_compiled(forceinline=True)
 def _expand(geometry: Geometry, state: State, place: int, node_bytes: Array) -> None:
     """Take in the node at a place of the beam: its exact distance, and its neighbours as candidates."""
     node = state.beam_ids[place]
@@ -208,7 +225,7 @@ def _expand(geometry: Geometry, state: State, place: int, node_bytes: Array) -> 
             _add_candidate(ids, distances, expanded, counters, neighbour, _approximate(table, codes, neighbour))
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def start(state: State, node: int) -> None:
     """Make ``node`` the only candidate."""
     state.visited[node] = state.counters[EPOCH]
@@ -216,7 +233,7 @@ def start(state: State, node: int) -> None:
     _add_candidate(state.candidate_ids, state.candidate_distances, state.candidate_expanded, state.counters, node, distance)
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def expand_beam(geometry: Geometry, state: State, buffer: Array) -> None:
     """Take in a beam whose sectors lie one behind the other in ``buffer``."""
     stride = geometry.sectors_per_node * SECTOR_BYTES
@@ -227,7 +244,7 @@ def expand_beam(geometry: Geometry, state: State, buffer: Array) -> None:
             return
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def hop_in_memory(geometry: Geometry, state: State, file: Array, num_hops: int) -> None:
     """Do up to ``num_hops`` hops over the whole file u8[file size] in memory."""
     for _ in range(num_hops):
@@ -241,7 +258,7 @@ def hop_in_memory(geometry: Geometry, state: State, file: Array, num_hops: int) 
                 return
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def hop_by_requests(geometry: Geometry, state: State, requests: Requests, num_hops: int) -> None:
     """Do up to ``num_hops`` hops, each with all its reads under way at once."""
     for _ in range(num_hops):
@@ -254,7 +271,7 @@ def hop_by_requests(geometry: Geometry, state: State, requests: Requests, num_ho
         expand_beam(geometry, state, requests.buffer)
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def _request_beam(geometry: Geometry, state: State, requests: Requests) -> None:
     """Read the sectors of the beam. On failure reads may still be under way: the buffer must outlive the context."""
     num_beam, stride = state.counters[NUM_BEAM], geometry.sectors_per_node * SECTOR_BYTES
@@ -286,7 +303,7 @@ def _request_beam(geometry: Geometry, state: State, requests: Requests) -> None:
         num_read += done
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def expected_overtakers(state: State, expected: Array) -> None:
     """For each of the top k, how many candidates that were not expanded will turn out nearer, into ``expected`` f64[k].
 

@@ -15,6 +15,8 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
+MAX_NORM = float(np.sqrt(np.finfo(np.float32).max)) / 4  # two vectors of it are no further apart than float32 can square
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedQuery:
@@ -54,7 +56,7 @@ class Space:
         return np.hstack([scaled, rest[:, None]]).astype(np.float32)
 
     def prepare(self, query: Any) -> PreparedQuery:
-        """A query of ``num_dims`` numbers. InvalidInputError for another shape, NaN, infinity, or no direction."""
+        """A query of ``num_dims`` numbers. InvalidInputError for others, NaN, infinity, no direction, too great a norm."""
         vector = _as_floats(query)
         if vector.shape != (self.num_dims,):
             raise InvalidInputError(f"The index holds vectors of {self.num_dims} dimensions, but a query {vector.shape} came.")
@@ -62,6 +64,8 @@ class Space:
             raise InvalidInputError("A query is finite numbers, but it has NaN or infinity in it.")
         norm = float(np.linalg.norm(vector.astype(np.float64)))
         if self.metric == "l2":
+            if norm > MAX_NORM:
+                raise InvalidInputError(f"A query has a norm of at most {MAX_NORM:.3g}, but one of {norm:.3g} came.")
             return PreparedQuery(vector, norm)
         if norm == 0:
             raise InvalidInputError(f"A query of zeros has no direction, which {self.metric} needs. Ask with another vector.")

@@ -49,7 +49,7 @@ def _read_labels(directory: Path, manifest: Manifest | None) -> Array | None:
     path = directory / LABELS_FILE
     try:
         labels: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises whatever NumPy's parser, or the memory it asks for, does
         raise IndexFormatError(f"{path}: it holds no ids: {error}. Build the index again.") from error
     if labels.shape != (manifest.num_points,) or labels.dtype != np.int64:
         raise IndexFormatError(f"{path}: {labels.dtype} {labels.shape}, but {manifest.num_points} ids belong here.")

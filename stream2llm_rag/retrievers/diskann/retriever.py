@@ -14,7 +14,7 @@ from stream2llm_rag.documents import Document, Replace, RetrievalEvent
 from stream2llm_rag.errors import InvalidInputError, RetrievalError, Stream2LLMError
 from stream2llm_rag.retrievers.base import require_question
 from stream2llm_rag.retrievers.diskann.index import DiskANNIndex
-from stream2llm_rag.retrievers.diskann.search import SearchParameters
+from stream2llm_rag.retrievers.diskann.search import MAX_COMPLEXITY, SearchParameters
 from stream2llm_rag.retrievers.diskann.stability import EMITS, Emit, Gate, Snapshot, Thresholds
 
 Embed: TypeAlias = Callable[[str], Any]
@@ -29,9 +29,10 @@ class DiskANNRetriever:
     ``embed`` turns a question into a vector: a function, one that is awaited, or an embedding of LangChain or LlamaIndex
     (anything with ``embed_query`` or ``get_query_embedding``). It must be the one that embedded the documents.
 
-    Every delta is a Replace, nearest first. ``emit="stable"`` shows the documents that the stability gate lets through, by the
-    thresholds that the index was calibrated to, or by ``thresholds``; ``"eager"`` shows the whole top k whenever it changes,
-    ``"final"`` nothing before the end. The last delta is the whole result, the same in all three: that of the full search.
+    Every delta is a Replace, nearest first, of at most ``top_k`` documents; the last one of all, where the index has fewer.
+    ``emit="stable"`` shows the documents that the stability gate lets through, by the thresholds that the index was calibrated
+    to, or by ``thresholds``; ``"eager"`` shows the whole top k whenever it changes, ``"final"`` nothing before the end. The
+    last delta is the whole result, the same in all three: that of the full search.
 
     Many streams at once, within the ``max_searches`` of the index. Closing the index is up to its owner.
     """
@@ -54,10 +55,10 @@ class DiskANNRetriever:
                 "A retriever needs an index with documents. Write: DiskANNIndex.build(..., documents=documents)"
             )
         parameters = SearchParameters(top_k, complexity, beam_width)
-        parameters.check(index.num_points)
+        parameters.check(MAX_COMPLEXITY)
         self._index = index
         self._embed = _embedder(embed)
-        self._parameters = parameters
+        self._parameters = replace(parameters, top_k=min(top_k, index.num_points))
         self._emit: Emit = emit
         self._thresholds = thresholds
 

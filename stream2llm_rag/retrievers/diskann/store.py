@@ -54,7 +54,8 @@ class DocumentStore:
 def _row(id_: int, document: Document) -> tuple[Any, ...]:
     try:
         metadata = json.dumps(dict(document.metadata)) if document.metadata else None
-        document.text.encode()  # SQLite takes no half of a surrogate pair
+        for text in (document.text, document.source, document.title or ""):
+            text.encode()  # SQLite takes no half of a surrogate pair, such as stands for odd bytes in a file's name
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"Document {document.source!r} cannot be stored as UTF-8 and JSON: {error}") from error
     return int(id_), document.source, document.title, document.text, metadata

@@ -33,8 +33,9 @@ class Workers:
 
     def submit(self, search: Search, take: Callable[[Snapshot], None]) -> Future[None]:
         """Search in a thread, and call ``take`` in it with each snapshot."""
-        self._require_open()
-        return self._threads.submit(self._run, search, take)
+        with self._turn:  # a thread that closes comes before, or after
+            self._require_open()
+            return self._threads.submit(self._run, search, take)
 
     def run(self, search: Search) -> Snapshot:
         """Search in the calling thread, to the end. LifecycleError where the index is closed meanwhile."""

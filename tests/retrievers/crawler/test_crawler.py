@@ -238,6 +238,14 @@ class TestRobots:
         assert result.skipped == {site.url("/private"): "robots.txt disallows it"}
         assert "/private" not in site.requests
 
+    async def test_rules_about_a_query_hold_in_whatever_order_its_parameters_are(self, site, crawler_on):
+        site.answer("/robots.txt", "User-agent: *\nDisallow: /find?s=\nDisallow: /go?to=/in/", content_type="text/plain")
+        site.page("/", "/find?s=sea&c=1", "/go?to=/in/side", "/find?c=1&b=sea")
+        site.page("/find?c=1&b=sea")
+        result = await crawl(crawler_on("/"))
+        assert set(result.skipped.values()) == {"robots.txt disallows it"}
+        assert sorted(site.requests) == ["/", "/find?c=1&b=sea", "/robots.txt"]
+
     async def test_a_redirect_meets_robots_txt_too(self, site, crawler_on):
         site.answer("/robots.txt", "User-agent: *\nDisallow: /private", content_type="text/plain")
         site.redirect("/", "/private")
@@ -347,6 +355,12 @@ class TestDuplicates:
         result = await crawl(crawler_on("/", per_host_concurrency=1))
         assert sorted(result.sources) == [site.url("/"), site.url("/real")]
         assert set(result.skipped.values()) <= {f"it is another address of {site.url('/real')}"}
+
+    async def test_one_page_is_asked_for_once_however_its_parameters_are_ordered(self, site, crawler_on):
+        site.page("/", "/p?a=1&b=/x", "/p?b=%2Fx&a=1", "/p?utm_source=y&b=/x&a=1")
+        site.page("/p?a=1&b=/x")
+        assert (await crawl(crawler_on("/"))).sources == [site.url("/"), site.url("/p?a=1&b=/x")]
+        assert sorted(site.requests) == ["/", "/p?a=1&b=/x", "/robots.txt"]
 
     async def test_pages_that_claim_each_other_are_not_both_lost(self, site, crawler_on):
         site.page("/", "a", "b")

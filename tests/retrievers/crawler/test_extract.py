@@ -25,6 +25,9 @@ def outline(markup: str) -> Outline:
         ("text/html", "<p>Grüße</p>".encode("cp1252")),
         ("text/html; charset=latin-1", "\ufeff<p>Grüße</p>".encode()),
         ("text/html; charset=no-such-thing", "<p>Grüße</p>".encode()),
+        *((f"text/html; charset={codec}", "<p>Grüße</p>".encode()) for codec in ("undefined", "hex", "rot13", "idna", "zip")),
+        ("text/html; charset=undefined", '<meta charset="windows-1251"><p>Ж</p>'.encode("cp1251")),
+        ("text/html; charset=hex", b'<meta charset="undefined">' + "<p>Grüße</p>".encode()),
         ("text/plain", "<p>Grüße</p>".encode("utf-16")),
     ],
 )
@@ -111,4 +114,5 @@ def test_a_page_without_main_text_gives_what_it_shows():
 def test_markdown_has_its_heading_for_a_title_and_plain_text_has_none():
     text = "intro\n# The heading\n"
     assert outline_of(Page(URL, "text/markdown", b""), text).title == "The heading"
+    assert outline_of(Page(URL, "text/markdown", b""), f"# \n#\n\n{text}").title == "The heading"  # empty ones are none
     assert outline_of(Page(URL, "text/plain", b""), text) == Outline()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.cookies import SimpleCookie
 
 import pytest
@@ -266,6 +269,27 @@ class TestCookies:
 
 
 class TestNames:
+    async def test_those_whose_servers_are_silent_take_no_thread_of_others(self, site, crawler_on, monkeypatch):
+        site.page("/", "http://silent.example/")
+        loop, is_asked, is_over = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+
+        def silent(host, *_, **__):
+            loop.call_soon_threadsafe(is_asked.set)
+            is_over.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+        monkeypatch.setattr("socket.getaddrinfo", silent)
+        async with crawler_on("/", scope="any", obey_robots=False) as crawler:
+            reading = asyncio.create_task(read(crawler.stream("why?")))
+            await is_asked.wait()
+            try:
+                assert await asyncio.wait_for(asyncio.to_thread(str, "mine"), 30) == "mine"
+            finally:
+                is_over.set()
+            result = await reading
+        assert "no answer" in result.skipped["http://silent.example/"]
+
     async def test_a_name_without_an_address_costs_its_page_and_not_the_crawl(self, site, crawler_on, monkeypatch):
         site.page("/", "http://nowhere.example/")
         monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [])

@@ -76,5 +76,15 @@ def test_no_excerpt_is_over_its_budget(lines, max_tokens):
     assert estimate_tokens(excerpt("cancel task 東", Passages.of("\n".join(lines)), max_tokens).text) <= max_tokens
 
 
+@pytest.mark.parametrize("max_tokens", [1, 50, 180])
+@pytest.mark.parametrize(("sentence", "question"), [("The sea is wide ", "where is the sea?"), ("  海は広いな大きいな", "海")])
+def test_of_a_passage_that_alone_is_over_the_budget_the_beginning_is_kept(sentence, question, max_tokens):
+    kept = excerpt(question, Passages.of(f"{'-' * 5_000}\n{sentence * 200}"), max_tokens)
+    assert kept.text
+    assert (sentence * 200).lstrip().startswith(kept.text)
+    assert max_tokens - 1 <= estimate_tokens(kept.text) <= max_tokens
+    assert kept.is_cut
+
+
 def test_tokens_are_estimated_by_script():
     assert [estimate_tokens(text) for text in ("", "word", "words", "東京", "word 東京")] == [0, 1, 2, 2, 4]

@@ -36,6 +36,10 @@ from stream2llm_rag.retrievers.crawler.urls import CanonicalUrl, canonicalize, o
 
 T = TypeVar("T")
 _CHUNK_BYTES = 64
+_QUERIES = (  # ways to write a query: of pages of even numbers, which have none, and of the others
+    ("", "?", "?utm_source=x", "?utm_medium=y&fbclid=z"),
+    ("?a=1&b=/x", "?b=/x&a=1", "?b=%2fx&a=1", "?utm_source=x&&a=%31&b=/x", "?b=/x&a=1&fbclid=z"),
+)
 
 
 class _Jump(selectors.SelectSelector):
@@ -161,7 +165,7 @@ class Web:
         scheme, host, path = dice.choice(["http", "HTTP"]), parts.netloc, parts.path
         host = dice.choice([host, host.upper(), f"{host}:80", f"{host}:", f"{host}."])
         path = dice.choice([path, quote(path), quote(path).replace("%C3", "%c3"), f"/x/..{path}", f"/.{path}"])
-        query = dice.choice(["", "?", "?utm_source=x", "?utm_medium=y&fbclid=z"])
+        query = dice.choice(_QUERIES[int(path.rpartition("-")[2]) % 2])
         return f"{scheme}://{host}{path}{query}{dice.choice(['', '#', '#part'])}"
 
     def _resource(self, url: str, urls: list[str], with_failures: bool) -> Resource:

@@ -45,16 +45,22 @@ def with_(row: int, value: float) -> Any:
         (GOOD, {"ids": ["a"] * 40}, "Names go into Document.source"),
         (GOOD, {"documents": [Document("text", "source")]}, "40 vectors and 1 documents"),
         (GOOD, {"documents": ["text"] * 40}, "Document values, but a str"),
-        (GOOD, {"documents": [Document("\ud800", "source")] * 40}, "UTF-8"),
+        *(
+            (GOOD, {"documents": [Document(*words)] * 40}, "cannot be stored as UTF-8")
+            for words in (("\ud800", "source"), ("text", "caf\udce9.txt"), ("text", "source", "\ud800"))
+        ),
+        ([[1.0, 2.0], [3.0]], {}, "a row for each, all of one length"),
         (GOOD, {"graph": GraphParameters(degree=2)}, "degree is a whole number from 4 to 512"),
         (GOOD, {"graph": GraphParameters(num_chunks=9)}, "num_chunks is a whole number from 1 to 8"),
         (GOOD, {"graph": GraphParameters(alpha=0.5)}, "alpha is 1 to 4"),
     ],
 )
 def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(tmp_path: Path, vectors: Any, settings: Any, words: str) -> None:
+    told: list[BuildProgress] = []
     with pytest.raises(InvalidInputError, match=words):
-        DiskANNIndex.build(vectors, tmp_path / "index", **settings)
+        DiskANNIndex.build(vectors, tmp_path / "index", **settings, on_progress=told.append)
     assert list(tmp_path.iterdir()) == []
+    assert {each.stage for each in told} <= {"documents"}  # nothing was built for it
 
 
 def test_a_folder_that_is_taken_is_left_alone_unless_it_may_be_replaced(tmp_path: Path) -> None:
@@ -87,8 +93,8 @@ def test_progress_is_told_in_the_order_of_the_stages(tmp_path: Path) -> None:
     told: list[BuildProgress] = []
     DiskANNIndex.build(GOOD, tmp_path / "index", graph=GRAPH, on_progress=told.append)
     stages = [each.stage for each in told]
-    assert stages[:2] == ["vectors", "quantise"]
-    assert stages[-2:] == ["documents", "done"]
+    assert stages[:3] == ["documents", "vectors", "quantise"]
+    assert stages[-1] == "done"
     assert [each.elapsed_s for each in told] == sorted(each.elapsed_s for each in told)
 
 

@@ -163,6 +163,15 @@ def test_a_retriever_that_could_not_work_is_refused(index: DiskANNIndex, built: 
         DiskANNRetriever(bare, Embedding(built))
 
 
+async def test_of_an_index_with_fewer_documents_all_come(tmp_path: Path) -> None:
+    documents = [Document("A task is cancelled by its method cancel().", "doc:1"), Document("open() opens a file.", "doc:2")]
+    embedding, vectors = embed_documents(documents)
+    DiskANNIndex.build(vectors, tmp_path / "index", documents=documents, metric="cosine", graph=GRAPH)
+    with DiskANNIndex.open(tmp_path / "index") as index:
+        deltas = await collect(DiskANNRetriever(index, embedding, top_k=10).stream("How do I cancel a task?"))
+    assert [document.source for document in deltas[-1].documents] == ["doc:1", "doc:2"]
+
+
 TOPICS = {
     "tasks": "cancel task event loop await coroutine schedule timeout",
     "files": "open read write file path directory temporary rename",

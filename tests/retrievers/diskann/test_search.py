@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +146,18 @@ def test_what_an_index_cannot_be_opened_with_is_refused(built: Built, settings: 
         DiskANNIndex.open(built.directory, **settings)
 
 
+def test_code_that_cannot_be_kept_is_compiled_in_each_process() -> None:
+    """As where nothing can be written to: numba refuses, where none of its ways to keep code is left."""
+    script = (
+        "from stream2llm_rag.retrievers.diskann import kernels; import numpy as np; table = np.ones((1, 256), np.float32);"
+        "kernels.fill_table(table, np.ones(1, np.float32), np.zeros((1, 256), np.float32), np.array([0, 1]));"
+        "print(table.sum())"
+    )
+    settings = {**os.environ, "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
+    done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("256.0\n", 0), done.stderr
+
+
 @pytest.mark.parametrize("num_dims", [1, 3, 1100])
 def test_vectors_of_any_number_of_dimensions(tmp_path: Path, num_dims: int) -> None:
     vectors = clustered(300, num_dims)  # 1,100 dimensions take two sectors a node
@@ -177,6 +191,7 @@ def test_ids_are_those_that_were_given(tmp_path: Path) -> None:
     [
         (np.full(32, np.nan), {}, "NaN or infinity"),
         (np.full(32, 1e300), {}, "NaN or infinity"),
+        (np.full(32, 1e25), {}, r"a norm of at most 4\.61e\+18, but one of 5\.66e\+25 came"),
         (np.ones(31), {}, r"32 dimensions.*\(31,\)"),
         (np.ones((2, 32)), {}, "32 dimensions"),
         ("how?", {}, "array of numbers"),

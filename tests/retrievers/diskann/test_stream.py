@@ -170,3 +170,26 @@ async def test_a_loop_that_has_ended_does_not_trouble_the_search(built: Built) -
 
         stream = await asyncio.to_thread(leave)
         await asyncio.to_thread(stream._future.result)
+
+
+async def test_closing_does_not_come_between_a_look_and_the_start_of_a_search(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DiskANNIndex.open(built.directory) as index:
+        workers, is_kept_out = index._workers, []
+        submit = workers._threads.submit
+
+        def close() -> None:
+            is_kept_out.append(not workers._turn.acquire(blocking=False))
+            if not is_kept_out[0]:
+                workers._turn.release()
+
+        def noting(*job: Any) -> Any:
+            closer = threading.Thread(target=close)
+            closer.start()
+            closer.join()
+            return submit(*job)
+
+        monkeypatch.setattr(workers._threads, "submit", noting)
+        assert (await collect(index.search(built.queries[0])))[-1].is_final
+        assert is_kept_out == [True]
