@@ -54,7 +54,7 @@ def build_index(
         raise InvalidInputError(f"documents holds Document values, but a {wrong[0]} came.")
     max_norm = float(norms_of(floats).max()) or 1.0 if metric == "inner_product" else 1.0
     space = Space(metric, floats.shape[1], max_norm)
-    graph = (graph or GraphParameters()).check(space.num_stored_dims)
+    graph = (graph or GraphParameters()).check(space.num_stored_dims, len(floats))
     if importlib.util.find_spec("diskannpy") is None:
         raise MissingExtraError("diskannpy-rust, which builds indexes,", "diskann")
     require_free(directory, overwrite)

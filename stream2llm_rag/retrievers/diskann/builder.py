@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -22,6 +22,8 @@ _SCRIPT = Path(__file__).with_name("build_process.py")
 # What the Rust builder logs when a stage ends, and the stage that follows it.
 _CHECKPOINTS: tuple[tuple[str, BuildStage], ...] = (("PqConstruction", "graph"), ("InmemIndexBuild", "layout"))
 _NUM_LINES_KEPT = 20
+# Nodes that two threads insert at the same moment do not see each other: of a few, one could stay without any way to it.
+_POINTS_A_THREAD = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class BuildProgress:
 class GraphParameters:
     """How the graph is built: R, L and alpha of the DiskANN paper, and bytes of a quantised vector.
 
-    ``num_chunks`` None takes a byte for two dimensions, at most 128. ``num_threads`` 0 takes all processors.
+    ``num_chunks`` None takes a byte for two dimensions, at most 128. ``num_threads`` 0 takes all processors; however
+    many it says, there is one for every 1,000 points at most.
     """
 
     degree: int = 64
@@ -46,8 +49,8 @@ class GraphParameters:
     num_threads: int = 0
     max_memory_gb: float = 4.0
 
-    def check(self, num_stored_dims: int) -> GraphParameters:
-        """These with ``num_chunks`` chosen. InvalidInputError for what cannot be built."""
+    def check(self, num_stored_dims: int, num_points: int) -> GraphParameters:
+        """These with ``num_chunks`` and ``num_threads`` chosen. InvalidInputError for what cannot be built."""
         num_chunks = max(1, min(128, num_stored_dims // 2)) if self.num_chunks is None else self.num_chunks
         for name, value, least, most in (
             ("degree", self.degree, 4, 512),
@@ -61,7 +64,8 @@ class GraphParameters:
             raise InvalidInputError(
                 f"alpha is 1 to 4 and max_memory_gb above 0, but {self.alpha!r}, {self.max_memory_gb!r} came."
             )
-        return GraphParameters(self.degree, self.build_complexity, self.alpha, num_chunks, self.num_threads, self.max_memory_gb)
+        num_threads = min(self.num_threads or os.cpu_count() or 1, 1 + num_points // _POINTS_A_THREAD)
+        return replace(self, num_chunks=num_chunks, num_threads=num_threads)
 
 
 class Reporter:
@@ -85,7 +89,7 @@ def run_builder(folder: Path, graph: GraphParameters, timeout_s: float | None, r
         "complexity": graph.build_complexity,
         "graph_degree": graph.degree,
         "build_memory_maximum": graph.max_memory_gb,
-        "num_threads": graph.num_threads or os.cpu_count() or 1,
+        "num_threads": graph.num_threads,
         "num_of_pq_chunks": graph.num_chunks,
         "alpha": graph.alpha,
         "index_prefix": DEFAULT_PREFIX,

@@ -63,6 +63,12 @@ def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(tmp_path: Path, ve
     assert {each.stage for each in told} <= {"documents"}  # nothing was built for it
 
 
+@pytest.mark.parametrize(("num_threads", "num_points", "chosen"), [(8, 2, 1), (8, 999, 1), (8, 5000, 6), (2, 10**6, 2)])
+def test_few_points_are_not_inserted_at_once(num_threads: int, num_points: int, chosen: int) -> None:
+    """Two points that were sometimes had no way from one to the other."""
+    assert GraphParameters(num_threads=num_threads).check(8, num_points).num_threads == chosen
+
+
 def test_a_folder_that_is_taken_is_left_alone_unless_it_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "mine").write_text("text")
