@@ -85,7 +85,7 @@ async def test_a_search_that_is_closed_ends_between_two_hops_and_frees_its_place
     index, gate = held
     first, second, third = (index.search(query) for query in built.queries[:3])  # two may run at once
     for _ in range(2):
-        await asyncio.to_thread(gate.waiting.acquire)
+        assert await asyncio.to_thread(gate.waiting.acquire, timeout=60)
     assert not third._future.running()
     await third.aclose()
     assert third._future.cancelled()
@@ -104,7 +104,7 @@ async def test_closing_the_index_ends_its_searches(held: tuple[DiskANNIndex, Hel
     index, gate = held
     streams = [index.search(query) for query in built.queries[:4]]
     for _ in range(2):
-        await asyncio.to_thread(gate.waiting.acquire)
+        assert await asyncio.to_thread(gate.waiting.acquire, timeout=60)
     closing = asyncio.create_task(asyncio.to_thread(index.close))
     while not all(search.is_stopped for search in list(index._workers._searches)):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0)
@@ -131,7 +131,7 @@ async def test_the_file_is_closed_only_after_the_last_search_in_a_thread_of_its_
     close_reader = index._reader.close
     monkeypatch.setattr(index._reader, "close", lambda: (gate.closed.set(), close_reader()))
     searching = asyncio.create_task(asyncio.to_thread(search))
-    await asyncio.to_thread(gate.waiting.acquire)
+    assert await asyncio.to_thread(gate.waiting.acquire, timeout=60)
     closing = asyncio.create_task(asyncio.to_thread(index.close))
     while not all(search.is_stopped for search in list(index._workers._searches)):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0)
