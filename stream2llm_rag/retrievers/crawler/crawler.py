@@ -37,6 +37,7 @@ from stream2llm_rag.retrievers.crawler.settings import (
 from stream2llm_rag.retrievers.crawler.stream import CrawlStream
 from stream2llm_rag.retrievers.crawler.urls import Scope, ScopeKind
 from stream2llm_rag.retrievers.crawler.visit import Services
+from stream2llm_rag.shielding import run_shielded
 
 
 class WebCrawler:
@@ -155,7 +156,7 @@ class WebCrawler:
             return
         self._is_closed = True
         metrics.collector.keep(self._counters)
-        await _see_through(asyncio.create_task(self._close(self._fetcher)))
+        await run_shielded(self._close(self._fetcher))
 
     async def _close(self, fetcher: Fetcher) -> None:
         async with AsyncExitStack() as stack:  # each of them, even where the event loop itself ends meanwhile
@@ -193,16 +194,3 @@ class WebCrawler:
 
     async def _allow_all(self, origin: str) -> RobotsRules:
         return RobotsRules(self._manners.user_agent)
-
-
-async def _see_through(task: asyncio.Task[None]) -> None:
-    """Wait until ``task`` has ended, however often this is cancelled meanwhile."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
