@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from protego import Protego
 
@@ -52,7 +53,8 @@ def rules_from_answer(status: int, body: bytes, user_agent: str) -> RobotsRules:
     """The rules that follow from the last HTTP status and, for 2xx, the body, of which the first MAX_ROBOTS_BYTES count."""
     if 200 <= status < 300:
         return _parse(body, user_agent)
-    if status < 500:  # section 2.3.1.3, "unavailable": a 4xx, or redirects without end
+    # Section 2.3.1.3, "unavailable": a 4xx, or redirects without end. By the letter 429 is one, but it asks for less.
+    if status < 500 and status != HTTPStatus.TOO_MANY_REQUESTS:
         return RobotsRules(user_agent)
     return RobotsRules(user_agent, unreachable=f"HTTP {status}")  # section 2.3.1.4, "unreachable"
 
