@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.cookies import SimpleCookie
 
 import pytest
@@ -21,6 +22,17 @@ from stream2llm_rag.retrievers.crawler.cookies import CookieJar
 from .conftest import crawl, read
 
 pytestmark = pytest.mark.usefixtures("warm", "leaves_nothing")
+
+
+@contextmanager
+def one_thread_of(loop):
+    """Leave the loop a single thread for blocking calls; other tests run on it, too, and get many again."""
+    with ThreadPoolExecutor(1) as one:
+        loop.set_default_executor(one)
+        try:
+            yield
+        finally:
+            loop.set_default_executor(ThreadPoolExecutor())
 
 
 @pytest.fixture
@@ -272,7 +284,6 @@ class TestNames:
     async def test_those_whose_servers_are_silent_take_no_thread_of_others(self, site, crawler_on, monkeypatch):
         site.page("/", "http://silent.example/")
         loop, is_asked, is_over = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-        loop.set_default_executor(ThreadPoolExecutor(1))
 
         def silent(host, *_, **__):
             loop.call_soon_threadsafe(is_asked.set)
@@ -280,14 +291,15 @@ class TestNames:
             raise socket.gaierror(socket.EAI_AGAIN, "no answer")
 
         monkeypatch.setattr("socket.getaddrinfo", silent)
-        async with crawler_on("/", scope="any", obey_robots=False) as crawler:
-            reading = asyncio.create_task(read(crawler.stream("why?")))
-            await is_asked.wait()
-            try:
-                assert await asyncio.wait_for(asyncio.to_thread(str, "mine"), 30) == "mine"
-            finally:
-                is_over.set()
-            result = await reading
+        with one_thread_of(loop):
+            async with crawler_on("/", scope="any", obey_robots=False) as crawler:
+                reading = asyncio.create_task(read(crawler.stream("why?")))
+                await is_asked.wait()
+                try:
+                    assert await asyncio.wait_for(asyncio.to_thread(str, "mine"), 30) == "mine"
+                finally:
+                    is_over.set()
+                result = await reading
         assert "no answer" in result.skipped["http://silent.example/"]
 
     async def test_a_name_without_an_address_costs_its_page_and_not_the_crawl(self, site, crawler_on, monkeypatch):
