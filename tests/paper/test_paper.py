@@ -16,6 +16,7 @@ from benchmarks.paper import page
 from benchmarks.paper.cells import ALL_FRONTENDS, CELLS, OTHERS, PRESSED, SEEDS, SWAPPING, Cell
 from benchmarks.paper.published import FRONTENDS, SPEEDUP_BY_MECHANISM, TTFT_S
 from benchmarks.paper.tables import agreement_table, cell_table, fit_table, standing_table
+from benchmarks.wording import speedup
 from stream2llm_rag.engine.policy import POLICIES
 from stream2llm_rag.simulation.frontends import make_frontend
 from stream2llm_rag.simulation.report import compare
@@ -162,6 +163,15 @@ def test_the_page_in_the_repository_is_what_the_results_say():
     pictures = [line.partition("(results/")[2].rstrip(")") for line in written().splitlines() if line.startswith("![")]
     assert written() == page.render(store, ROOT / page.GPU_RESULTS, pictures)
     assert sorted(pictures) == sorted(path.name for path in (ROOT / "docs" / "results").glob("*.svg"))
+
+
+def test_the_readme_has_the_figures_of_the_results():
+    store, readme = Store(ROOT / "results" / "paper"), (ROOT / "README.md").read_text("utf-8")
+    for pool in (1.0, 0.35, 0.15):
+        rows = {row.frontend: row for row in compare(store.runs(Cell(("crawler", 4, 10), pool)))}
+        figures = (speedup(rows[name]) for name in ("fcfs", "density", "density+auto"))
+        assert f"\n| {pool:g} | {' | '.join(figures)} |\n" in readme
+        assert rows["native"].num_deadlocked == (0 if pool == 1 else rows["native"].num_seeds)
 
 
 def written():
