@@ -104,9 +104,9 @@ DIFFERENCES = """\
   nothing is evicted. The paper saw evictions there. Searches at delay x30 fill it; at delay 1 they hold an eighth at most,
   so that no pool of this page is short for them.
 * **ANNS gains less at 2 QPS.** Where the paper's longest prompts come in its trace is not known; here they are drawn
-  independently of how long retrieval takes, so that many of them are not computed by the time the final context comes. At delay
-  x30 the paper's NS is nearly twice as slow at P50 as at delay 1, ours is not (see above): beside its NS at delay 1, the 2.7 times
-  of its fcfs would be 1.4.
+  independently of how long retrieval takes, so that many of them are not computed by the time the final context comes. At
+  delay x30 the paper's NS is nearly twice as slow at P50 as at delay 1, ours is not (see above): beside its NS at delay 1,
+  the 2.7 times of its fcfs would be 1.4.
 * **Policies are this library's.** They have the paper's names and order; the planner beneath them is not the paper's: it
   plans with the blocks that idle requests hold, evicts idle ones first and no more than is needed.
 * **One P99 rests on few requests**: 20 of 2,000 in a seed. The intervals over seeds say how much of a difference is chance.
