@@ -193,7 +193,7 @@ async def test_streams_share_a_busy_host_fairly(site, crawler_on, monkeypatch):
         readers = [asyncio.create_task(count(crawler, i)) for i in range(3)]
         await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
         assert max(num_read) == 12
-        assert min(num_read) >= 6
+        assert min(num_read) >= 3  # unshared, the others would be at their first page; text comes later than its request
         await asyncio.wait(readers)
 
 
