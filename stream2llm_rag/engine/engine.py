@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-import anyio.lowlevel
 
 from stream2llm_rag.engine.cost_model import Preemption
 from stream2llm_rag.engine.feedback import EngineCounters, FeedbackHub, StepRecord
@@ -25,6 +20,7 @@ from stream2llm_rag.engine.policy import DEFAULT_POLICY, make_policy
 from stream2llm_rag.engine.roles import Role, connector_fields, side_by_side, side_channel
 from stream2llm_rag.engine.session import OutputDelta, Session, TokenIds
 from stream2llm_rag.engine.settings import CoreSettings
+from stream2llm_rag.engine.starter import Starter
 from stream2llm_rag.engine.swap.choice import check_mode
 from stream2llm_rag.errors import (
     CapacityError,
@@ -44,8 +40,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from stream2llm_rag.engine.wire import VllmWire
-
-logger = logging.getLogger(__name__)
 
 # One KV group, also for models that mix sliding windows with full attention: several would draw on one pool, each with a
 # table of its own, and truncation is safe in full attention alone.
@@ -116,7 +110,7 @@ class Stream2LLMEngine:
         self._lifeline = Lifeline()
         self._sessions: set[Session] = set()
         self._state = "not opened yet"
-        self._starter = _Starter()
+        self._starter = Starter()
         self._exports = ExitStack()
         self._llm: AsyncLLM | None = None
         self._wire: VllmWire | None = None
@@ -342,52 +336,3 @@ def _refuse_what_is_taken(engine_args: Mapping[str, Any], *, has_connector: bool
         )
     if has_connector and engine_args.get("kv_transfer_config") is not None:
         raise InvalidInputError("host_kv_gib= brings a KV connector of its own. Leave out kv_transfer_config=.")
-
-
-class _Starter:
-    """A thread that starts vLLM's processes and stays alive as long as they do.
-
-    The kernel ends them when the thread that started them is gone (see :mod:`plugins`), so a pool's thread would not do.
-    """
-
-    def __init__(self) -> None:
-        self._wake = threading.Condition()
-        self._job: tuple[Callable[[], Any], Future[Any]] | None = None
-        self._closed = False
-        self._thread: threading.Thread | None = None
-
-    async def run(self, function: Callable[[], Any]) -> Any:
-        """Call ``function`` in the thread and wait for its result, however often the caller is cancelled meanwhile."""
-        future: Future[Any] = Future()
-        with self._wake:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="stream2llm-engine", daemon=True)
-                self._thread.start()
-            self._job = (function, future)
-            self._wake.notify()
-        result = await run_shielded(asyncio.wrap_future(future))
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        return result
-
-    def close(self) -> None:
-        """Let the thread end."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._job is not None or self._closed)
-                job, self._job = self._job, None
-            if job is None:
-                return
-            self._carry_out(*job)
-            del job  # the thread waits on; what it started must not wait with it to be freed
-
-    @staticmethod
-    def _carry_out(function: Callable[[], Any], future: Future[Any]) -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)

@@ -68,9 +68,7 @@ class Clients:
 def client_of(headers: Mapping[str, str], host: str | None, *, has_keys: bool) -> str:
     """Who a connection belongs to: the holder of its API key where the server asks for one, else the host it comes from."""
     if has_keys:
-        key = headers.get("authorization", "").partition(" ")[
-            2
-        ]  # behind "Bearer", which may be written in any case (RFC 9110, 11.1)
+        _, _, key = headers.get("authorization", "").partition(" ")  # "Bearer" comes in any case (RFC 9110, 11.1)
         return hashlib.sha256(key.encode()).hexdigest()
     return host or "local"
 

@@ -23,7 +23,7 @@ from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
 from stream2llm_rag.integrations.background import BackgroundEngine
 from stream2llm_rag.integrations.crossing import closing, forward
-from stream2llm_rag.integrations.keeping import Kept, kept
+from stream2llm_rag.integrations.keeping import Kept, kept_encoder
 from stream2llm_rag.integrations.langchain.messages import to_openai, usage
 from stream2llm_rag.integrations.langchain.tools import Shape, read_tool_choice, shape_answer
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS
@@ -173,11 +173,7 @@ class ChatStream2LLM(BaseChatModel):
         return {**self.sampling, **{name: value for name, value in fields.items() if value is not None}}
 
     def _chat_encoder(self) -> ChatEncoder:
-        self._encoder = kept(
-            self._encoder,
-            (self.engine, self.chat_template),
-            lambda: ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template),
-        )
+        self._encoder = kept_encoder(self._encoder, self.engine, self.chat_template)
         return self._encoder.value
 
     def _name(self) -> str:

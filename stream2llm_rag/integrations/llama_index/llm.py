@@ -25,7 +25,7 @@ from stream2llm_rag.errors import UnsupportedError
 from stream2llm_rag.integrations.answering import Prompt, start_generation
 from stream2llm_rag.integrations.background import BackgroundEngine
 from stream2llm_rag.integrations.crossing import closing, forward
-from stream2llm_rag.integrations.keeping import Kept, kept
+from stream2llm_rag.integrations.keeping import Kept, kept_encoder
 from stream2llm_rag.integrations.llama_index.nodes import to_openai
 from stream2llm_rag.pipeline import DEFAULT_MAX_TOKENS
 from stream2llm_rag.prompt.chat import ChatEncoder
@@ -208,9 +208,5 @@ class Stream2LLM(LLM):
         return Prompt(token_ids, {**own, **options}, self.timeout, self.max_retries)
 
     def _chat_encoder(self) -> ChatEncoder:
-        self._encoder = kept(
-            self._encoder,
-            (self.engine, self.chat_template),
-            lambda: ChatEncoder(self.engine.engine.tokenizer, chat_template=self.chat_template),
-        )
+        self._encoder = kept_encoder(self._encoder, self.engine, self.chat_template)
         return self._encoder.value

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import socket
 import threading
+from collections import Counter
 
 import pytest
 from aiohttp import web
@@ -12,6 +13,7 @@ from stream2llm_rag.errors import CrawlError, InvalidInputError
 from stream2llm_rag.retrievers import StreamingRetriever
 from stream2llm_rag.retrievers.crawler import WebCrawler, fetch, politeness
 from stream2llm_rag.retrievers.crawler.robots import rules_from_answer
+from stream2llm_rag.retrievers.crawler.visit import Visitor
 
 from .conftest import crawl, read
 
@@ -180,21 +182,21 @@ async def test_further_pages_start_as_soon_as_robots_txt_is_known(site, crawler_
 
 async def test_streams_share_a_busy_host_fairly(site, crawler_on, monkeypatch):
     monkeypatch.setattr(politeness, "_QUICK_S", 60.0)  # to a host that is slow all keep a distance
-    site.page("/", *(f"p{i}" for i in range(11)))
-    for i in range(11):
-        site.page(f"/p{i}")
-    num_read = [0, 0, 0]
+    paths = [f"/p{i}" for i in range(12)]
+    for path in paths:
+        site.page(path)
+    turns, begin = [], Visitor.begin
 
-    async def count(crawler, reader):
-        async for _ in crawler.stream("why?"):
-            num_read[reader] += 1
+    def noting(visitor, target):
+        turns.append(id(visitor))
+        return begin(visitor, target)
 
-    async with crawler_on("/", per_host_concurrency=1) as crawler:
-        readers = [asyncio.create_task(count(crawler, i)) for i in range(3)]
-        await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
-        assert max(num_read) == 12
-        assert min(num_read) >= 3  # unshared, the others would be at their first page; text comes later than its request
-        await asyncio.wait(readers)
+    monkeypatch.setattr(Visitor, "begin", noting)
+    crawler = crawler_on(*paths, per_host_concurrency=1)  # all are seeds, so that nobody's turn waits for an extraction
+    async with crawler:
+        results = await asyncio.gather(*(read(crawler.stream("why?")) for _ in range(3)))
+    assert [len(result.documents) for result in results] == [12] * 3
+    assert sorted(Counter(turns[:21]).values()) == [7, 7, 7]  # unshared, one takes 8 before another has any
 
 
 async def test_starts_keep_the_delay_that_robots_txt_asks_for(site, crawler_on):
