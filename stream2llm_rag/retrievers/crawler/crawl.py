@@ -65,6 +65,7 @@ class Crawl:
         self.outcomes: deque[Outcome] = deque()
         self.arrived = asyncio.Event()
         self.moved = asyncio.Event()
+        self.last_start_s = -math.inf
         self._limits = limits
         self._search = search
         self._counters = services.counters
@@ -133,6 +134,7 @@ class Crawl:
             self.moved.clear()
             while self._has_room() and (target := self._trail.pop(self._wait_s)):
                 visit = self._visitor.begin(target)
+                self.last_start_s = visit.started_s
                 self._quota.start(visit.origin)
                 self._in_flight.add(visit)
                 pages.create_task(self._visit(visit))

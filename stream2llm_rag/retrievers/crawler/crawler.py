@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Self
 
@@ -128,7 +128,7 @@ class WebCrawler:
         self._fetcher: Fetcher | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rules: Callable[[str], Awaitable[RobotsRules]] = self._allow_all
-        self._streams: deque[CrawlStream] = deque()
+        self._streams: list[CrawlStream] = []
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -187,9 +187,8 @@ class WebCrawler:
         return stream
 
     def _wake_all(self) -> None:
-        """Let every stream look for a page to start, another one first each time, so that none keeps a busy host to itself."""
-        self._streams.rotate(-1)
-        for stream in self._streams:
+        """Let every stream look for a page to start, so that none keeps a busy host to itself: first who did so longest ago."""
+        for stream in sorted(self._streams, key=attrgetter("last_start_s")):
             stream.wake()
 
     async def _allow_all(self, origin: str) -> RobotsRules:

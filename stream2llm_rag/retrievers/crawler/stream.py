@@ -55,6 +55,11 @@ class CrawlStream:
         self._crawl.moved.set()
 
     @property
+    def last_start_s(self) -> float:
+        """When it last started a page; minus infinity before its first."""
+        return self._crawl.last_start_s
+
+    @property
     def num_in_flight(self) -> int:
         """Pages on their way."""
         return 0 if self._task.done() else self._crawl.num_in_flight
