@@ -68,3 +68,21 @@ class Replace:
 
 
 ContextDelta: TypeAlias = Append | Replace
+
+
+def context_after(documents: tuple[Document, ...], delta: ContextDelta) -> tuple[Document, ...]:
+    """The context that ``delta`` makes of ``documents``. TypeError, which says what to write, where it is no delta."""
+    if not isinstance(delta, Append | Replace):
+        raise TypeError(f"a retriever yields Append(documents) or Replace(documents), but {type(delta).__name__} came.")
+    for document in delta.documents:
+        check_document(document)
+    return (*documents, *delta.documents) if isinstance(delta, Append) else tuple(delta.documents)
+
+
+def check_document(document: object) -> None:
+    """TypeError, which says what to write, for what is no document."""
+    if not isinstance(document, Document):
+        raise TypeError(f"a document is Document(text, source), but {type(document).__name__} came.")
+    for name, value in (("text", document.text), ("source", document.source), ("title", document.title or "")):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} of a document is a str, but {value!r:.200} came.")

@@ -32,7 +32,10 @@ def checked_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
 
 
 def checked_hint(num_remaining: int | None) -> int | None:
-    """``num_remaining`` as a plain integer: the engine core drops the whole operation where it is anything else."""
+    """``num_remaining`` as a plain integer.
+
+    The engine core drops the whole operation where it is none, and no message to a served engine holds more than 31 bits.
+    """
     if num_remaining is None:
         return None
     try:

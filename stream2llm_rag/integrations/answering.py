@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from stream2llm_rag.documents import Append, ContextDelta, Document
+from stream2llm_rag.documents import ContextDelta, Document, context_after
 from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.errors import CapacityError
 from stream2llm_rag.integrations.background import BackgroundEngine
@@ -42,11 +42,6 @@ class Watched:
                 documents = context_after(documents, delta)
                 self._on_context(documents)
                 yield delta
-
-
-def context_after(documents: tuple[Document, ...], delta: ContextDelta) -> tuple[Document, ...]:
-    """The context that ``delta`` makes of ``documents``."""
-    return (*documents, *delta.documents) if isinstance(delta, Append) else delta.documents
 
 
 def start_answer(

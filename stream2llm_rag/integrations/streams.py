@@ -21,6 +21,7 @@ import anyio
 from stream2llm_rag.errors import LifecycleError
 from stream2llm_rag.integrations import crossing
 from stream2llm_rag.integrations.crossing import Producer, Transfer
+from stream2llm_rag.shielding import run_shielded
 
 T = TypeVar("T")
 
@@ -119,7 +120,10 @@ class LoopStream(Generic[T]):
         Not longer than ten seconds: its loop may be blocked by somebody who waits for this.
         """
         self.transfer.cancel()
-        with anyio.move_on_after(crossing.CLOSE_TIMEOUT_S, shield=True):
+        await run_shielded(self._until_it_has_ended())
+
+    async def _until_it_has_ended(self) -> None:
+        with anyio.move_on_after(crossing.CLOSE_TIMEOUT_S):
             while not self.transfer.has_ended:
                 await self._signal.moved.wait()
                 self._signal.moved.clear()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stream2llm_rag.documents import Append, ContextDelta, Document, Replace, RetrievalEvent
+from stream2llm_rag.documents import ContextDelta, Document, RetrievalEvent, context_after
+from stream2llm_rag.engine.inputs import checked_hint
 from stream2llm_rag.errors import RetrievalError
 from stream2llm_rag.retrievers.base import StreamingRetriever
 from stream2llm_rag.retrievers.report import CrawlTally
@@ -98,13 +99,13 @@ class Retrieval:
         recorder: Recorder,
         closing: TaskGroup,
     ) -> None:
-        documents: list[Document] = []
+        documents: tuple[Document, ...] = ()
         iterator: AsyncIterator[ContextDelta] | None = None
         try:
             iterator = retriever.stream(question)
             async for delta in iterator:
-                _check(delta)
-                documents = [*documents, *delta.documents] if isinstance(delta, Append) else list(delta.documents)
+                documents = context_after(documents, delta)  # what is none of ours is the retriever's failure, here
+                checked_hint(delta.num_remaining)
                 self._report(delta, recorder)
                 await sender.send(delta)
         except Exception as error:
@@ -118,13 +119,13 @@ class Retrieval:
             if iterator is not None:
                 closing.start_soon(_close, iterator)
 
-    def _fail(self, error: BaseException, documents: Sequence[Document]) -> None:
+    def _fail(self, error: BaseException, documents: tuple[Document, ...]) -> None:
         if isinstance(error, RetrievalError):
             self.error = error
         else:
             self.error = RetrievalError(f"the retriever failed: {error!r}")
             self.error.__cause__ = error
-        self.error.documents = tuple(documents)
+        self.error.documents = documents
 
     def _end(self, recorder: Recorder) -> None:
         self.ended_at = time.monotonic()
@@ -141,17 +142,6 @@ class Retrieval:
             self.crawl.note(event)
             if event.kind == "skip":
                 self.skipped.append(event)
-
-
-def _check(delta: object) -> None:
-    """Raise TypeError for what is no delta: here it is the retriever's failure, and what came before counts."""
-    if not isinstance(delta, Append | Replace):
-        raise TypeError(f"it yielded {type(delta).__name__}. Yield Append(documents) or Replace(documents).")
-    for document in delta.documents:
-        if not isinstance(document, Document):
-            raise TypeError(f"among its documents is {type(document).__name__}. Write Document(text, source).")
-        if not isinstance(document.text, str) or not isinstance(document.source, str):
-            raise TypeError(f"the text and the source of a document are str, but came as {document!r:.200}")
 
 
 def _drain(receiver: MemoryObjectReceiveStream[ContextDelta]) -> list[ContextDelta]:

@@ -13,7 +13,11 @@ _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 def stream_url(url: str) -> str:
     """The WebSocket of the server at ``url``: its root, its OpenAI base URL (``.../v1``), or the WebSocket itself."""
     if not _is_address(url):
-        raise InvalidInputError(f"{url!r} is no address of a server. Write http://HOST:PORT, or https://...")
+        may_hold_secret = any(mark in str(url) for mark in "@?#")  # where it ends, only an address could say
+        raise InvalidInputError(
+            f"{'What came, not shown as it may hold a secret,' if may_hold_secret else repr(url)} is no address of a server. "
+            "Write http://HOST:PORT, or https://...; a user, if there is one, as in http://USER:PASSWORD@HOST:PORT."
+        )
     parts = urlsplit(url)
     base = parts.path.rstrip("/").removesuffix(PATH).removesuffix("/v1")
     return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, base + PATH, parts.query, ""))
@@ -44,4 +48,5 @@ def _is_address(url: str) -> bool:
         host.encode("idna")  # as it will be looked up
     except ValueError:
         return False
-    return parts.scheme in _SCHEMES and bool(host) and port != 0 and not any(char.isspace() for char in host)
+    has_whole_user = parts.username is None or parts.password is not None
+    return parts.scheme in _SCHEMES and bool(host) and has_whole_user and port != 0 and not any(map(str.isspace, host))

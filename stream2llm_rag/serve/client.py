@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.to_thread
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidProxy, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from stream2llm_rag.engine.feedback import StepRecord
@@ -182,6 +182,8 @@ class RemoteEngine:
             )
         except InvalidStatus as error:
             raise EngineUnreachable(_refusal(without_secrets(self._url), error.response.status_code)) from error
+        except InvalidProxy as error:  # its text has the password of the proxy; so has a traceback that shows it as the cause
+            raise EngineUnreachable(f"{without_secrets(self._url)} has a proxy that is none: {error.msg}") from None
         except (OSError, TimeoutError, WebSocketException, ImportError) as error:  # ImportError: of a proxy's protocol
             where = without_secrets(self._url)
             raise EngineUnreachable(f"{where} cannot be reached: {str(error) or type(error).__name__}") from error

@@ -40,6 +40,7 @@ from stream2llm_rag.serve.messages import (
     to_output,
 )
 from stream2llm_rag.serve.service import Service
+from stream2llm_rag.shielding import run_shielded
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -95,10 +96,12 @@ class Connection:
                 tasks.start_soon(self._run, tasks, self._tell_records)
                 tasks.start_soon(self._run, tasks, lambda: self._work(inbox, tasks))
         finally:
-            with anyio.CancelScope(shield=True):
-                if self._session is not None:
-                    await self._session.abort()
-                await part(self._transport, self._end, self._limits.send_timeout_s)
+            await run_shielded(self._leave())
+
+    async def _leave(self) -> None:
+        if self._session is not None:
+            await self._session.abort()
+        await part(self._transport, self._end, self._limits.send_timeout_s)
 
     async def _run(self, tasks: TaskGroup, job: Callable[[], Awaitable[None]]) -> None:
         """Run one job of the connection; when it ends, all end. The first that fails says why."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -46,8 +45,6 @@ from stream2llm_rag.serve.messages import (
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from websockets.asyncio.client import ClientConnection
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T", Model, Opened)
 
@@ -169,11 +166,7 @@ class RemoteStream:
             times = self._clock.ours(record.started_s), self._clock.ours(record.ended_s)
             if record.kind not in set(StepKind):  # one of a newer server
                 continue
-            step = StepRecord(self._session.request_id, StepKind(record.kind), *times, record.num_tokens)
-            try:
-                self._session.take_record(step)
-            except Exception:  # the listener's own affair, as in FeedbackHub: the answer goes on
-                logger.exception("a listener of %s failed", self._session.request_id)
+            self._session.take_record(StepRecord(self._session.request_id, StepKind(record.kind), *times, record.num_tokens))
 
     async def _beat(self, timeout_s: float) -> None:
         """Show life, and look for it."""

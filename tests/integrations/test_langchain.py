@@ -27,7 +27,7 @@ from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.engine.tools import ToolCallReader
 from stream2llm_rag.errors import CapacityError, UnsupportedError
-from stream2llm_rag.integrations import BackgroundEngine
+from stream2llm_rag.integrations import BackgroundEngine, crossing
 from stream2llm_rag.integrations.langchain import (
     ChatStream2LLM,
     Stream2LLMRetriever,
@@ -324,6 +324,30 @@ class TestRuns:
         assert not listening.open
         assert not fake.sessions
 
+    @pytest.mark.parametrize("stuck", [("on_retriever_end",), ("on_retriever_error", "on_llm_error"), ("on_chat_model_start",)])
+    async def test_a_callback_that_hangs_keeps_no_answer_that_is_cancelled(
+        self, background: BackgroundEngine, fake: FakeEngine, monkeypatch: Any, stuck: Sequence[str]
+    ) -> None:
+        class Stuck(Listening):
+            pass
+
+        async def hang(self: Stuck, *args: Any, **kwargs: Any) -> None:
+            is_told.set()
+            await anyio.sleep_forever()
+
+        for told in stuck:
+            setattr(Stuck, told, hang)
+        monkeypatch.setattr(crossing, "CLOSE_TIMEOUT_S", 0.05)
+        is_told, retriever = anyio.Event(), Gated()
+        asked = retriever if "on_retriever_error" in stuck else None
+        task = asyncio.create_task(rag_of(background, asked).ainvoke("How?", {"callbacks": [Stuck()]}))
+        await (is_told if asked is None else retriever.is_waiting).wait()
+        task.cancel()
+        with anyio.fail_after(30), pytest.raises(asyncio.CancelledError):
+            await task
+        assert is_told.is_set()
+        assert not fake.sessions
+
     async def test_a_stream_that_is_left_early_closes_all_runs(self, background: BackgroundEngine, fake: FakeEngine) -> None:
         listening = Listening()
         stream = rag_of(background).astream("How?", {"callbacks": [listening]})
@@ -387,6 +411,17 @@ class TestManyAtOnce:
 
 
 class TestARetriever:
+    async def test_that_yields_no_delta_is_told_what_to_yield(self, background: BackgroundEngine) -> None:
+        class Junk:
+            async def stream(self, query: str) -> AsyncIterator[Any]:
+                yield Append(tuple(documents(1)))
+                yield "text"
+
+        answer = await rag_of(background, Junk()).ainvoke("How?")
+        assert "yields Append(documents) or Replace(documents), but str came" in answer.response_metadata["retrieval_error"]
+        with pytest.raises(TypeError, match="but str came"):
+            await Stream2LLMRetriever(retriever=Junk()).ainvoke("How?")
+
     async def test_gives_deltas_as_they_come(self) -> None:
         retriever = Stream2LLMRetriever(retriever=InMemoryRetriever.from_documents(documents(3)), k=1)
         assert [type(delta) async for delta in retriever.astream_deltas("How?")] == [Append] * 3

@@ -125,6 +125,31 @@ async def test_a_reader_that_is_cancelled_frees_the_producer(elsewhere: asyncio.
     assert freed.is_set()
 
 
+async def test_a_close_whose_task_is_cancelled_waits_for_the_producer_all_the_same() -> None:
+    may_go, freed = anyio.Event(), threading.Event()
+
+    async def slow() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await may_go.wait()
+            freed.set()
+
+    stream = LoopStream(asyncio.get_running_loop(), forward(slow))
+    stream.transfer.start()
+    assert await anext(stream) == 1
+    closing = asyncio.create_task(stream.aclose())
+    await anyio.wait_all_tasks_blocked()
+    closing.cancel()
+    await anyio.wait_all_tasks_blocked()
+    may_go.set()
+    with anyio.fail_after(30), pytest.raises(asyncio.CancelledError):
+        await closing
+    assert freed.is_set()
+
+
 def test_a_stream_that_is_forgotten_frees_the_producer(elsewhere: asyncio.AbstractEventLoop) -> None:
     producer = Producer(10_000)
     stream = thread_stream(elsewhere, producer)

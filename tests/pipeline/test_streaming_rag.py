@@ -144,12 +144,13 @@ class TestARetrieverThatFails:
     @pytest.mark.parametrize(
         ("junk", "words"),
         [
-            (None, "it yielded NoneType"),
-            (document(2), "it yielded Document"),
-            (Append(("text",)), "among its documents is str"),  # type: ignore[arg-type]
-            (Append("text"), "among its documents is str"),  # type: ignore[arg-type]
-            (Replace((Document(None, "https://docs.example/2"),)), "text=None"),  # type: ignore[arg-type]
-            (Append((Document("text", 5),)), "source=5"),  # type: ignore[arg-type]
+            (None, "but NoneType came"),
+            (document(2), "but Document came"),
+            (Append(("text",)), "but str came"),  # type: ignore[arg-type]
+            (Append("text"), "but str came"),  # type: ignore[arg-type]
+            (Replace((Document(None, "https://docs.example/2"),)), "text of a document is a str, but None came"),  # type: ignore[arg-type]
+            (Append((Document("text", 5),)), "source of a document is a str, but 5 came"),  # type: ignore[arg-type]
+            (Append((document(2),), num_remaining=-1), "num_remaining is -1"),
         ],
     )
     async def test_by_what_it_yields_is_told_what_to_yield(self, engine: FakeEngine, junk: Any, words: str) -> None:

@@ -39,7 +39,7 @@ def test_an_address_of_any_kind_leads_to_the_websocket(url: str, expected: str) 
             "http://host:99999",
             "http://host:port",
         ),
-        *("http://host:0", "http://a host", "http://a..b", f"http://{'a' * 64}"),
+        *("http://host:0", "http://a host", "http://a..b", f"http://{'a' * 64}", "http://user@host"),
     ],
 )
 def test_what_is_no_address_is_refused_before_anything_is_opened(url: Any) -> None:
@@ -49,6 +49,15 @@ def test_what_is_no_address_is_refused_before_anything_is_opened(url: Any) -> No
 
 def test_what_an_error_shows_of_an_address_has_no_secret() -> None:
     assert without_secrets("ws://user:word@host:1/v1/stream?token=word") == "ws://host:1/v1/stream"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://s3cret@host", "http://user:s3cret@host:99999", "http//host/v1?key=s3cret", "http://user:s3cret?x@host"]
+)
+def test_an_address_that_is_refused_is_not_shown_where_it_may_hold_a_secret(url: str) -> None:
+    with pytest.raises(InvalidInputError, match="not shown") as raised:
+        stream_url(url)
+    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("key", ["sesame\n", " sesame", "sesame\r\nX: 1", "\u0441\u0435\u0437\u0430\u043c", 5])

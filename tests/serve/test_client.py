@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -201,12 +203,19 @@ async def test_a_session_that_is_opened_while_the_engine_closes_is_not_left(here
 
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
-    [("http_proxy", "nonsense", "isn't a valid proxy"), ("socks_proxy", "socks5://127.0.0.1:9", "cannot be reached")],
+    [
+        ("http_proxy", "nonsense://user:s3cret@host", "a proxy that is none"),
+        ("socks_proxy", "socks5://user:s3cret@127.0.0.1:9", "cannot be reached"),
+    ],
 )
 async def test_a_proxy_that_cannot_be_used_is_told_of(variable: str, value: str, said: str, monkeypatch: Any) -> None:
+    for name in os.environ:
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
     monkeypatch.setenv(variable, value)
-    with pytest.raises(EngineStartError, match=said):
+    with pytest.raises(EngineStartError, match=said) as raised:
         await RemoteEngine("http://host.example").__aenter__()
+    assert "s3cret" not in "".join(traceback.format_exception(raised.value))
 
 
 async def self_ending(session: Session) -> None:

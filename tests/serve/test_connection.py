@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -164,6 +165,27 @@ async def test_a_client_that_goes_leaves_nothing(service: Service, fake: FakeEng
     wire = await talk(service, Open(tokens=[5]), Append(tokens=[6]), leaves=True)
     assert wire.kinds() == ["Opened"]
     assert wire.closed is None
+
+
+async def test_a_connection_whose_task_is_cancelled_again_as_it_ends_is_closed(service: Service, fake: FakeEngine) -> None:
+    wire, may_close = Wire([Open(tokens=[5])]), anyio.Event()
+    close = wire.close
+
+    async def close_late(code: int, reason: str) -> None:
+        await may_close.wait()
+        await close(code, reason)
+
+    wire.close = close_late  # type: ignore[method-assign]
+    task = asyncio.create_task(Connection(service, wire).serve())
+    for _ in range(2):
+        await anyio.wait_all_tasks_blocked()
+        task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    may_close.set()
+    with anyio.fail_after(30), pytest.raises(asyncio.CancelledError):
+        await task
+    assert wire.closed is not None
+    assert not fake.sessions
 
 
 async def test_a_ping_is_answered_at_any_time(service: Service) -> None:

@@ -109,9 +109,7 @@ async def test_the_next_operation_opens_the_stream_where_the_first_was_refused(w
 
 
 @pytest.mark.parametrize("num_remaining", [2.0, -1, "2", True, 2**31])
-async def test_a_hint_that_the_core_would_drop_the_piece_for_is_refused(
-    wire: SlowWire, session: Session, num_remaining: Any
-) -> None:
+async def test_a_hint_that_is_no_count_is_refused(wire: SlowWire, session: Session, num_remaining: Any) -> None:
     wire.gate.set()
     for call in (session.append, session.update):
         with pytest.raises(InvalidInputError, match="num_remaining is"):

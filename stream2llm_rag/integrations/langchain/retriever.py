@@ -11,9 +11,8 @@ from langchain_core.documents import Document as LangChainDocument
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, field_validator
 
-from stream2llm_rag.documents import ContextDelta, Document
+from stream2llm_rag.documents import ContextDelta, Document, context_after
 from stream2llm_rag.errors import InvalidInputError
-from stream2llm_rag.integrations.answering import context_after
 from stream2llm_rag.integrations.crossing import closing
 from stream2llm_rag.integrations.hosting import run_hosted
 from stream2llm_rag.integrations.langchain.messages import to_langchain

@@ -18,8 +18,8 @@ from langchain_core.runnables.config import get_async_callback_manager_for_confi
 
 from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import LifecycleError, RetrievalError
+from stream2llm_rag.integrations.langchain.handlers import told, told_of_the_end
 from stream2llm_rag.integrations.langchain.messages import to_langchain
-from stream2llm_rag.shielding import run_shielded
 from stream2llm_rag.timeline import Event, EventKind
 
 _CUSTOM_EVENTS = {
@@ -61,16 +61,16 @@ class AnswerRuns:
 
     async def __aenter__(self) -> Self:
         try:
-            await run_shielded(self._start())
+            await told(self._start())
         except BaseException as error:
-            await run_shielded(self._fail(error))
+            await told_of_the_end(self._fail(error))
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await run_shielded(self._fail(error or LifecycleError("the answer was left before its end.")))
+        await told_of_the_end(self._fail(error or LifecycleError("the answer was left before its end.")))
 
     async def note(self, event: Event) -> None:
         """Tell of one thing that happened."""
@@ -94,7 +94,7 @@ class AnswerRuns:
         await self._end_retrieval()
         model, self._model = self._model, None
         if model is not None:
-            await run_shielded(model.on_llm_end(LLMResult(generations=[list(self._chunks)])))
+            await told(model.on_llm_end(LLMResult(generations=[list(self._chunks)])))
 
     async def _start(self) -> None:
         manager = get_async_callback_manager_for_config(self._config)
@@ -111,9 +111,9 @@ class AnswerRuns:
     async def _end_retrieval(self) -> None:
         run, self._retrieval = self._retrieval, None
         if run is not None:
-            await run_shielded(run.on_retriever_end([to_langchain(document) for document in self.documents]))
+            await told(run.on_retriever_end([to_langchain(document) for document in self.documents]))
 
     async def _fail_retrieval(self, error: BaseException) -> None:
         run, self._retrieval = self._retrieval, None
         if run is not None:
-            await run_shielded(run.on_retriever_error(error))
+            await told(run.on_retriever_error(error))

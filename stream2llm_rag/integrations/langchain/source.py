@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-import anyio
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackManager, AsyncCallbackManagerForRetrieverRun, BaseCallbackHandler
 from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable
@@ -18,6 +17,7 @@ from langchain_core.runnables.config import ensure_config, get_async_callback_ma
 
 from stream2llm_rag.documents import Document
 from stream2llm_rag.errors import InvalidInputError
+from stream2llm_rag.integrations.langchain.handlers import told_of_the_end
 from stream2llm_rag.integrations.langchain.messages import from_langchain, to_langchain
 from stream2llm_rag.integrations.sources import Documents, Rerank, Search, StreamingSource
 
@@ -80,16 +80,19 @@ async def _find(retriever: RetrieverLike, query: str) -> Documents:
     try:
         return _ours(await retriever.ainvoke(query, {"callbacks": manager}))
     except asyncio.CancelledError as error:
-        with anyio.CancelScope(shield=True):
-            for run_id, parent_run_id in reversed(open_runs.parents.copy().items()):
-                run = AsyncCallbackManagerForRetrieverRun(
-                    run_id=run_id,
-                    handlers=manager.handlers,
-                    inheritable_handlers=manager.inheritable_handlers,
-                    parent_run_id=parent_run_id,
-                )
-                await run.on_retriever_error(error)
+        await told_of_the_end(_close(open_runs, manager, error))
         raise
+
+
+async def _close(open_runs: _OpenRuns, manager: AsyncCallbackManager, error: BaseException) -> None:
+    for run_id, parent_run_id in reversed(open_runs.parents.copy().items()):
+        run = AsyncCallbackManagerForRetrieverRun(
+            run_id=run_id,
+            handlers=manager.handlers,
+            inheritable_handlers=manager.inheritable_handlers,
+            parent_run_id=parent_run_id,
+        )
+        await run.on_retriever_error(error)
 
 
 class _OpenRuns(BaseCallbackHandler):

@@ -7,9 +7,8 @@ from typing import Any
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from stream2llm_rag.documents import Document
+from stream2llm_rag.documents import Document, context_after
 from stream2llm_rag.errors import InvalidInputError
-from stream2llm_rag.integrations.answering import context_after
 from stream2llm_rag.integrations.crossing import closing
 from stream2llm_rag.integrations.hosting import run_hosted
 from stream2llm_rag.integrations.llama_index.nodes import to_nodes

@@ -11,9 +11,8 @@ from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from stream2llm_rag.documents import ContextDelta, Document, Replace
+from stream2llm_rag.documents import ContextDelta, Document, Replace, context_after
 from stream2llm_rag.errors import InvalidInputError, RetrievalError
-from stream2llm_rag.integrations.answering import context_after
 from stream2llm_rag.integrations.crossing import closing
 from stream2llm_rag.integrations.llama_index.nodes import from_nodes, to_nodes
 from stream2llm_rag.integrations.sources import Documents, Search, StreamingSource

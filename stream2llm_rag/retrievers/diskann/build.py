@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stream2llm_rag.documents import Document
+from stream2llm_rag.documents import Document, check_document
 from stream2llm_rag.errors import IndexBuildError, IndexFormatError, InvalidInputError, MissingExtraError
 from stream2llm_rag.retrievers.diskann import checks
 from stream2llm_rag.retrievers.diskann.builder import BuildProgress, GraphParameters, Reporter, run_builder
@@ -50,8 +50,11 @@ def build_index(
     labels = checks.require_ids(ids, len(floats))
     if documents is not None and len(documents) != len(floats):
         raise InvalidInputError(f"There are {len(floats)} vectors and {len(documents)} documents. Write one for each vector.")
-    if wrong := [type(each).__name__ for each in documents or () if not isinstance(each, Document)]:
-        raise InvalidInputError(f"documents holds Document values, but a {wrong[0]} came.")
+    for document in documents or ():
+        try:
+            check_document(document)
+        except TypeError as error:
+            raise InvalidInputError(f"documents cannot be stored: {error}") from None
     max_norm = float(norms_of(floats).max()) or 1.0 if metric == "inner_product" else 1.0
     space = Space(metric, floats.shape[1], max_norm)
     graph = (graph or GraphParameters()).check(space.num_stored_dims, len(floats))

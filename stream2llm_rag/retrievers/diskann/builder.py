@@ -39,7 +39,7 @@ class GraphParameters:
     """How the graph is built: R, L and alpha of the DiskANN paper, and bytes of a quantised vector.
 
     ``num_chunks`` None takes a byte for two dimensions, at most 128. ``num_threads`` 0 takes all processors; however
-    many it says, there is one for every 1,000 points at most.
+    many it says, there is one for each 1,000 points at most.
     """
 
     degree: int = 64
@@ -64,7 +64,7 @@ class GraphParameters:
             raise InvalidInputError(
                 f"alpha is 1 to 4 and max_memory_gb above 0, but {self.alpha!r}, {self.max_memory_gb!r} came."
             )
-        num_threads = min(self.num_threads or os.cpu_count() or 1, 1 + num_points // _POINTS_A_THREAD)
+        num_threads = min(self.num_threads or os.cpu_count() or 1, max(1, num_points // _POINTS_A_THREAD))
         return replace(self, num_chunks=num_chunks, num_threads=num_threads)
 
 

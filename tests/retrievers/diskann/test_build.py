@@ -44,7 +44,9 @@ def with_(row: int, value: float) -> Any:
         (GOOD, {"ids": [*range(39), 5]}, "5 came more than once"),
         (GOOD, {"ids": ["a"] * 40}, "Names go into Document.source"),
         (GOOD, {"documents": [Document("text", "source")]}, "40 vectors and 1 documents"),
-        (GOOD, {"documents": ["text"] * 40}, "Document values, but a str"),
+        (GOOD, {"documents": ["text"] * 40}, "is Document.text, source., but str came"),
+        (GOOD, {"documents": [Document("text", 5)] * 40}, "source of a document is a str, but 5 came"),
+        (GOOD, {"documents": [Document("text", "source", 7)] * 40}, "title of a document is a str, but 7 came"),
         *(
             (GOOD, {"documents": [Document(*words)] * 40}, "cannot be stored as UTF-8")
             for words in (("\ud800", "source"), ("text", "caf\udce9.txt"), ("text", "source", "\ud800"))
@@ -63,7 +65,7 @@ def test_what_cannot_be_indexed_is_refused_and_leaves_nothing(tmp_path: Path, ve
     assert {each.stage for each in told} <= {"documents"}  # nothing was built for it
 
 
-@pytest.mark.parametrize(("num_threads", "num_points", "chosen"), [(8, 2, 1), (8, 999, 1), (8, 5000, 6), (2, 10**6, 2)])
+@pytest.mark.parametrize(("num_threads", "num_points", "chosen"), [(8, 2, 1), (8, 999, 1), (8, 1999, 1), (8, 5000, 5), (2, 10**6, 2)])
 def test_few_points_are_not_inserted_at_once(num_threads: int, num_points: int, chosen: int) -> None:
     """Two points that were sometimes had no way from one to the other."""
     assert GraphParameters(num_threads=num_threads).check(8, num_points).num_threads == chosen
