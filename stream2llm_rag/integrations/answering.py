@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from stream2llm_rag.documents import ContextDelta, Document, context_after
+from stream2llm_rag.documents import ContextDelta, Document
 from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.errors import CapacityError
 from stream2llm_rag.integrations.background import BackgroundEngine
@@ -17,6 +17,7 @@ from stream2llm_rag.integrations.crossing import Outlet, closing
 from stream2llm_rag.integrations.hosting import at_home
 from stream2llm_rag.integrations.streams import LoopStream
 from stream2llm_rag.pipeline import StreamingRAG
+from stream2llm_rag.pipeline.retrieval import checked_context
 from stream2llm_rag.result import RAGResult
 from stream2llm_rag.retrievers.base import StreamingRetriever
 from stream2llm_rag.timeline import Event
@@ -39,7 +40,7 @@ class Watched:
         documents: tuple[Document, ...] = ()
         async with closing(self._retriever.stream(query)) as deltas:
             async for delta in deltas:
-                documents = context_after(documents, delta)
+                documents = checked_context(documents, delta)
                 self._on_context(documents)
                 yield delta
 

@@ -104,8 +104,7 @@ class Retrieval:
         try:
             iterator = retriever.stream(question)
             async for delta in iterator:
-                documents = context_after(documents, delta)  # what is none of ours is the retriever's failure, here
-                checked_hint(delta.num_remaining)
+                documents = checked_context(documents, delta)
                 self._report(delta, recorder)
                 await sender.send(delta)
         except Exception as error:
@@ -142,6 +141,17 @@ class Retrieval:
             self.crawl.note(event)
             if event.kind == "skip":
                 self.skipped.append(event)
+
+
+def checked_context(documents: tuple[Document, ...], delta: ContextDelta) -> tuple[Document, ...]:
+    """The context that ``delta`` makes of ``documents``.
+
+    TypeError or InvalidInputError, which say what to write, where it is no delta or its hint no count: the retriever's failure
+    here, where what came before counts.
+    """
+    context = context_after(documents, delta)
+    checked_hint(delta.num_remaining)
+    return context
 
 
 def _drain(receiver: MemoryObjectReceiveStream[ContextDelta]) -> list[ContextDelta]:

@@ -57,6 +57,10 @@ class RemoteEngine:
         if max_sessions < 1:
             raise InvalidInputError(f"max_sessions must be at least 1, got {max_sessions}.")
         self._url = stream_url(url)
+        if ssl is not None and not self._url.startswith("wss:"):
+            raise InvalidInputError(
+                f"ssl= is for https, but {without_secrets(self._url)} came. Write https://..., or leave it out."
+            )
         self._headers = authorization(api_key)
         self._ssl = ssl
         self._max_sessions = max_sessions
@@ -169,6 +173,7 @@ class RemoteEngine:
 
     async def _connect(self) -> ClientConnection:
         options: dict[str, Any] = {} if self._ssl is None else {"ssl": self._ssl}
+        where = without_secrets(self._url)
         try:
             return await connect(
                 self._url,
@@ -181,12 +186,17 @@ class RemoteEngine:
                 **options,
             )
         except InvalidStatus as error:
-            raise EngineUnreachable(_refusal(without_secrets(self._url), error.response.status_code)) from error
-        except InvalidProxy as error:  # its text has the password of the proxy; so has a traceback that shows it as the cause
-            raise EngineUnreachable(f"{without_secrets(self._url)} has a proxy that is none: {error.msg}") from None
+            raise EngineUnreachable(_refusal(where, error.response.status_code)) from error
+        except InvalidProxy as error:  # its text has the proxy's password; so has a traceback that shows it as the cause
+            raise EngineUnreachable(_bad_proxy(where, f": {error.msg}")) from None
         except (OSError, TimeoutError, WebSocketException, ImportError) as error:  # ImportError: of a proxy's protocol
-            where = without_secrets(self._url)
             raise EngineUnreachable(f"{where} cannot be reached: {str(error) or type(error).__name__}") from error
+        except ValueError:  # of a proxy that cannot even be parsed, as our own address can; its text may have a part of that
+            raise EngineUnreachable(_bad_proxy(where)) from None
+
+
+def _bad_proxy(url: str, why: str = "") -> str:
+    return f"{url} is to be reached by a proxy whose address is none{why}. Look at http_proxy and its like in the environment."
 
 
 def _refusal(url: str, status: int) -> str:

@@ -27,12 +27,13 @@ from stream2llm_rag.engine.fake import FakeEngine
 from stream2llm_rag.engine.session import OutputDelta
 from stream2llm_rag.engine.tools import ToolCallReader
 from stream2llm_rag.errors import CapacityError, UnsupportedError
-from stream2llm_rag.integrations import BackgroundEngine, crossing
+from stream2llm_rag.integrations import BackgroundEngine
 from stream2llm_rag.integrations.langchain import (
     ChatStream2LLM,
     Stream2LLMRetriever,
     StreamingRAGRunnable,
     StreamingSource,
+    handlers,
 )
 from stream2llm_rag.integrations.langchain.messages import from_langchain, to_langchain, to_openai
 from stream2llm_rag.integrations.langchain.tools import ForcedReader, ParsingReader, forced_calls, read_tool_choice
@@ -324,28 +325,72 @@ class TestRuns:
         assert not listening.open
         assert not fake.sessions
 
+    @pytest.mark.parametrize("num_cancellations", [1, 2])
     @pytest.mark.parametrize("stuck", [("on_retriever_end",), ("on_retriever_error", "on_llm_error"), ("on_chat_model_start",)])
     async def test_a_callback_that_hangs_keeps_no_answer_that_is_cancelled(
-        self, background: BackgroundEngine, fake: FakeEngine, monkeypatch: Any, stuck: Sequence[str]
+        self,
+        background: BackgroundEngine,
+        fake: FakeEngine,
+        monkeypatch: Any,
+        caplog: Any,
+        stuck: Sequence[str],
+        num_cancellations: int,
     ) -> None:
         class Stuck(Listening):
             pass
 
         async def hang(self: Stuck, *args: Any, **kwargs: Any) -> None:
             is_told.set()
-            await anyio.sleep_forever()
+            try:
+                await may_end.wait()
+            except asyncio.CancelledError:
+                is_left.set()
+                raise
 
         for told in stuck:
             setattr(Stuck, told, hang)
-        monkeypatch.setattr(crossing, "CLOSE_TIMEOUT_S", 0.05)
-        is_told, retriever = anyio.Event(), Gated()
+        monkeypatch.setattr(handlers, "_TIMEOUT_S", 0.05)
+        is_told, is_left, may_end, retriever, listening = anyio.Event(), anyio.Event(), anyio.Event(), Gated(), Listening()
         asked = retriever if "on_retriever_error" in stuck else None
-        task = asyncio.create_task(rag_of(background, asked).ainvoke("How?", {"callbacks": [Stuck()]}))
+        task = asyncio.create_task(rag_of(background, asked).ainvoke("How?", {"callbacks": [Stuck(), listening]}))
         await (is_told if asked is None else retriever.is_waiting).wait()
-        task.cancel()
-        with anyio.fail_after(30), pytest.raises(asyncio.CancelledError):
-            await task
+        for _ in range(num_cancellations):
+            task.cancel()
+            await anyio.lowlevel.checkpoint()
+        await asyncio.wait([task], timeout=30)
+        assert task.cancelled()
         assert is_told.is_set()
+        assert not fake.sessions
+        assert "and was left" in caplog.text
+        if "on_chat_model_start" in stuck:
+            await asyncio.wait_for(is_left.wait(), 30)
+        else:  # which LangChain shields
+            assert not listening.open
+        may_end.set()
+
+    @pytest.mark.parametrize("raising", ["on_retriever_end", "on_retriever_error"])
+    async def test_a_callback_that_raises_takes_the_place_of_no_cancellation(
+        self, background: BackgroundEngine, fake: FakeEngine, caplog: Any, raising: str
+    ) -> None:
+        class Raising(Listening):
+            raise_error = True
+
+        async def fail(self: Raising, *args: Any, **kwargs: Any) -> None:
+            is_told.set()
+            await may_raise.wait()
+            raise KeyError("mine")
+
+        setattr(Raising, raising, fail)
+        is_told, may_raise, retriever = anyio.Event(), anyio.Event(), Gated()
+        asked, reached = (None, is_told) if raising == "on_retriever_end" else (retriever, retriever.is_waiting)
+        task = asyncio.create_task(rag_of(background, asked).ainvoke("How?", {"callbacks": [Raising()]}))
+        await reached.wait()
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        may_raise.set()
+        await asyncio.wait([task], timeout=30)
+        assert task.cancelled()
+        assert "a callback raised" in caplog.text
         assert not fake.sessions
 
     async def test_a_stream_that_is_left_early_closes_all_runs(self, background: BackgroundEngine, fake: FakeEngine) -> None:
@@ -411,14 +456,35 @@ class TestManyAtOnce:
 
 
 class TestARetriever:
-    async def test_that_yields_no_delta_is_told_what_to_yield(self, background: BackgroundEngine) -> None:
+    @pytest.mark.parametrize(
+        ("junk", "words"),
+        [
+            ("text", "yields Append(documents) or Replace(documents), but str came"),
+            (Append(tuple(documents(2)), num_remaining=-1), "num_remaining is -1"),
+        ],
+    )
+    async def test_that_yields_no_delta_is_told_what_to_yield(
+        self, background: BackgroundEngine, junk: Any, words: str
+    ) -> None:
         class Junk:
             async def stream(self, query: str) -> AsyncIterator[Any]:
                 yield Append(tuple(documents(1)))
+                yield junk
+
+        class Telling(AsyncCallbackHandler):
+            async def on_retriever_error(self, error: BaseException, **_: Any) -> None:
+                errors.append(error)
+
+        errors: list[Any] = []
+        answer = await rag_of(background, Junk()).ainvoke("How?", {"callbacks": [Telling()]})
+        assert words in answer.response_metadata["retrieval_error"]
+        assert [error.documents for error in errors] == [tuple(documents(1))]
+
+    async def test_that_yields_no_delta_is_told_so_where_it_stands_alone(self) -> None:
+        class Junk:
+            async def stream(self, query: str) -> AsyncIterator[Any]:
                 yield "text"
 
-        answer = await rag_of(background, Junk()).ainvoke("How?")
-        assert "yields Append(documents) or Replace(documents), but str came" in answer.response_metadata["retrieval_error"]
         with pytest.raises(TypeError, match="but str came"):
             await Stream2LLMRetriever(retriever=Junk()).ainvoke("How?")
 
@@ -443,6 +509,20 @@ class TestARetriever:
             await task
         assert listening.ended == ["retriever error"]
         assert gated.is_closed.is_set()
+
+    async def test_that_is_cancelled_does_not_wait_for_ever_for_a_callback(self, monkeypatch: Any) -> None:
+        class Stuck(Listening):
+            async def on_retriever_error(self, *args: Any, **kwargs: Any) -> None:
+                await may_end.wait()
+
+        monkeypatch.setattr(handlers, "_TIMEOUT_S", 0.05)
+        may_end, gated = anyio.Event(), Gated()
+        task = asyncio.create_task(Stream2LLMRetriever(retriever=gated).ainvoke("How?", {"callbacks": [Stuck()]}))
+        await gated.is_waiting.wait()
+        task.cancel()
+        await asyncio.wait([task], timeout=30)
+        assert task.cancelled()
+        may_end.set()
 
     @pytest.mark.parametrize("options", [{"retriever": "docs"}, {"retriever": Gated(), "k": 0}, {"retriever": Gated(), "n": 1}])
     def test_needs_one_that_streams_and_a_sensible_k(self, options: dict[str, Any]) -> None:

@@ -156,7 +156,10 @@ class TestARetrieverThatFails:
     async def test_by_what_it_yields_is_told_what_to_yield(self, engine: FakeEngine, junk: Any, words: str) -> None:
         result = await StreamingRAG(engine, Script(Append((document(1),)), junk)).answer("How?")
         assert words in str(result.retrieval_error)
+        assert result.retrieval_error.documents == (document(1),)  # type: ignore[union-attr]
         assert [placed.document for placed in result.documents] == [document(1)]
+        with pytest.raises(RetrievalError, match=words):
+            await StreamingRAG(engine, Script(junk)).answer("How?")
 
 
 class TestARetrieverThatHangs:

@@ -204,7 +204,9 @@ async def test_a_session_that_is_opened_while_the_engine_closes_is_not_left(here
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("http_proxy", "nonsense://user:s3cret@host", "a proxy that is none"),
+        ("http_proxy", "nonsense://user:s3cret@host", "a proxy whose address is none: .+ Look at http_proxy"),
+        ("http_proxy", "http://user:s3cret@host:port", "a proxy whose address is none. Look at http_proxy"),
+        ("http_proxy", "http://user:s3cret@[host", "a proxy whose address is none. Look at http_proxy"),
         ("socks_proxy", "socks5://user:s3cret@127.0.0.1:9", "cannot be reached"),
     ],
 )
@@ -363,6 +365,8 @@ async def test_an_engine_is_used_between_open_and_close_and_once(here: Served) -
             await engine.__aenter__()
     with pytest.raises(InvalidInputError, match="max_sessions"):
         RemoteEngine(here.url, max_sessions=0)
+    with pytest.raises(InvalidInputError, match="ssl= is for https"):
+        RemoteEngine(here.url, ssl=ssl.create_default_context())
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from stream2llm_rag.integrations import crossing
 from stream2llm_rag.shielding import run_shielded
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 10.0
 
 
 async def told(work: Awaitable[T]) -> T:
@@ -22,17 +22,22 @@ async def told(work: Awaitable[T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        with suppress(Exception):
-            await told_of_the_end(task)
+        await told_of_the_end(task)
         raise
 
 
 async def told_of_the_end(work: Awaitable[object]) -> None:
-    """Await what handlers do when an answer was cancelled or has failed. Those that take more than ten seconds are left."""
-    task = asyncio.ensure_future(work)
-    await run_shielded(asyncio.wait([task], timeout=crossing.CLOSE_TIMEOUT_S))
-    if task.done():
-        task.result()
-    else:
+    """Await what handlers do when an answer was cancelled or has failed, which what they raise does not take the place of.
+
+    Those that take more than ten seconds are left.
+    """
+    await run_shielded(_bounded(asyncio.ensure_future(work)))
+
+
+async def _bounded(task: asyncio.Future[Any]) -> None:
+    await asyncio.wait([task], timeout=_TIMEOUT_S)
+    if not task.done():
         task.cancel()
-        logger.warning("a callback took more than %.0f s to hear of an end, and was left", crossing.CLOSE_TIMEOUT_S)
+        logger.warning("a callback took more than %.0f s after its answer was cancelled or failed, and was left", _TIMEOUT_S)
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a callback raised after its answer was cancelled or failed", exc_info=error)

@@ -15,6 +15,7 @@ from stream2llm_rag.documents import ContextDelta, Document, context_after
 from stream2llm_rag.errors import InvalidInputError
 from stream2llm_rag.integrations.crossing import closing
 from stream2llm_rag.integrations.hosting import run_hosted
+from stream2llm_rag.integrations.langchain.handlers import told_of_the_end
 from stream2llm_rag.integrations.langchain.messages import to_langchain
 from stream2llm_rag.retrievers.base import StreamingRetriever
 
@@ -56,7 +57,8 @@ class Stream2LLMRetriever(BaseRetriever):
         try:
             return await self._find(query, k)
         except asyncio.CancelledError as error:
-            await run_manager.on_retriever_error(error)  # LangChain tells of errors only, and leaves the run open
+            # LangChain tells of errors only, and leaves the run open.
+            await told_of_the_end(run_manager.on_retriever_error(error))
             raise
 
     async def _find(self, query: str, k: int | None) -> list[LangChainDocument]:

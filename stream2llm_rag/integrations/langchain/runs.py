@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,7 +38,8 @@ class AnswerRuns:
     """Opens a retriever run and a chat model run under that of ``config``, and closes both however the block ends.
 
     Handlers are told of starts and ends though the answer is cancelled meanwhile: a run that a tracer has seen start stays open
-    for it until it sees its end.
+    for it until it sees its end. One that takes ten seconds longer is left, and of a run whose start it was told of nobody sees
+    the end.
 
     ``messages`` are those that the model run begins with: the documents are not there yet.
     """
@@ -102,11 +104,12 @@ class AnswerRuns:
         [self._model] = await manager.on_chat_model_start({}, [self._messages], name="ChatStream2LLM")
 
     async def _fail(self, error: BaseException) -> None:
-        try:
-            await self._fail_retrieval(error)
-        finally:
-            if self._model is not None:
-                await self._model.on_llm_error(error, response=LLMResult(generations=[list(self._chunks[-1:])]))
+        ends: list[Awaitable[None]] = []
+        if self._retrieval is not None:
+            ends.append(self._retrieval.on_retriever_error(error))
+        if self._model is not None:
+            ends.append(self._model.on_llm_error(error, response=LLMResult(generations=[list(self._chunks[-1:])])))
+        await asyncio.gather(*ends)
 
     async def _end_retrieval(self) -> None:
         run, self._retrieval = self._retrieval, None
