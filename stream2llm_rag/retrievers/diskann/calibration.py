@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
-from stream2llm_rag.errors import IndexFormatError
+from stream2llm_rag.errors import IndexBuildError, IndexFormatError
 from stream2llm_rag.retrievers.diskann.search import SearchParameters
 from stream2llm_rag.retrievers.diskann.stability import Gate, Snapshot, Thresholds
 
@@ -76,10 +76,16 @@ class Calibration:
         return Calibration(tuple(merged[key] for key in sorted(merged)))
 
     def write(self, path: Path) -> None:
-        """Write the table; whoever reads meanwhile gets the old one or the new one."""
+        """Write the table; whoever reads meanwhile gets the old one or the new one. IndexBuildError where that cannot be."""
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n", "utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n", "utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise IndexBuildError(
+                f"{path} cannot be written: {error.strerror or error}. The index that was calibrated uses the new thresholds "
+                "until it is closed; to keep them, calibrate it in a folder that can be written to."
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Calibration:

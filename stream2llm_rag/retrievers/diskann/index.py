@@ -217,7 +217,8 @@ class DiskANNIndex:
         """Fit the stability gate to this index with ``queries`` like those to come, at least 20, and store it beside the index.
 
         Of the documents that the gate shows early, a share of ``precision`` is to be in the final list. The thresholds are
-        fitted to every other query and judged by the rest. Returns the table with the new rows.
+        fitted to every other query and judged by the rest. Returns the table with the new rows. IndexBuildError where they
+        cannot be stored; they hold until the index is closed all the same.
         """
         rows = np.asarray(queries)
         if rows.ndim != 2 or len(rows) < calibrating.MIN_QUERIES:

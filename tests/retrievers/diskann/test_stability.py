@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream2llm_rag.errors import IndexFormatError, InvalidInputError
+from stream2llm_rag.errors import IndexBuildError, IndexFormatError, InvalidInputError
 from stream2llm_rag.retrievers.diskann import DiskANNIndex, Snapshot, Thresholds
 from stream2llm_rag.retrievers.diskann.calibration import Calibration, Judgement, Row, fit, judge
 from stream2llm_rag.retrievers.diskann.search import SearchParameters
@@ -114,6 +114,15 @@ def test_calibration_is_stored_beside_the_index_and_used(copied: Built) -> None:
         assert again.calibration.rows == (row,)
         again.calibrate(queries, complexities=[60, 120])
         assert [each.complexity for each in again.calibration.rows] == [60, 120]
+
+
+def test_a_calibration_that_cannot_be_stored_is_said_and_holds_until_the_index_is_closed(copied: Built) -> None:
+    (copied.directory / "calibration.new").mkdir()
+    with DiskANNIndex.open(copied.directory) as index:
+        with pytest.raises(IndexBuildError, match=r"calibration\.json cannot be written"):
+            index.calibrate(clustered(60, 32, seed=3), complexities=[60])
+        [row] = index.calibration.rows
+        assert index.thresholds(complexity=60) == row.thresholds
 
 
 def test_fitting_takes_the_earliest_thresholds_with_the_wanted_precision() -> None:
