@@ -83,6 +83,6 @@ def check_document(document: object) -> None:
     """TypeError, which says what to write, for what is no document."""
     if not isinstance(document, Document):
         raise TypeError(f"a document is Document(text, source), but {type(document).__name__} came.")
-    for name, value in (("text", document.text), ("source", document.source), ("title", document.title or "")):
-        if not isinstance(value, str):
+    for name, value in (("text", document.text), ("source", document.source), ("title", document.title)):
+        if not isinstance(value, str) and not (name == "title" and value is None):
             raise TypeError(f"{name} of a document is a str, but {value!r:.200} came.")

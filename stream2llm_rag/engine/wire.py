@@ -35,11 +35,9 @@ if TYPE_CHECKING:
 
 _REFUSALS = (ValueError, VLLMValidationError)
 # As AsyncMPClient writes to the core, and as the core reads (vllm/v1/engine/core.py, process_input_sockets).
-_encoder, _sampling_decoder, _request_decoder = (
-    MsgpackEncoder(),
-    MsgpackDecoder(SamplingParams),
-    MsgpackDecoder(EngineCoreRequest),
-)
+_encoder = MsgpackEncoder()
+_sampling_decoder = MsgpackDecoder(SamplingParams)
+_request_decoder = MsgpackDecoder(EngineCoreRequest)
 
 
 class VllmWire:

@@ -129,7 +129,7 @@ async def test_a_piece_whose_sending_was_cancelled_is_not_in_the_prompt(
         async def send(message: str) -> None:
             await type(connection).send(connection, message)
             sent.set()
-            await asyncio.sleep(3600)
+            await anyio.sleep_forever()
 
         with monkeypatch.context() as patched:
             patched.setattr(connection, "send", send)

@@ -22,7 +22,7 @@ class Llm:
     errored = False
 
     def __init__(self) -> None:
-        self.output_handler = asyncio.create_task(asyncio.sleep(3600))
+        self.output_handler = asyncio.create_task(anyio.sleep_forever())
         self.was_shut_down = False
 
     def shutdown(self, timeout: float) -> None:

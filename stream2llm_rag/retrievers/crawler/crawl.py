@@ -48,7 +48,7 @@ class Crawl:
     """Runs ahead of its reader by a bounded buffer.
 
     ``outcomes`` waits for the reader, who sets ``moved`` after taking one; ``arrived`` is set when there is one more. A page is
-    only started when its outcome will find room, so handing it over never waits.
+    only started when its outcome will find room, so handing it over never waits. ``last_start_s`` is when one was.
     """
 
     def __init__(

@@ -47,6 +47,7 @@ def with_(row: int, value: float) -> Any:
         (GOOD, {"documents": ["text"] * 40}, "is Document.text, source., but str came"),
         (GOOD, {"documents": [Document("text", 5)] * 40}, "source of a document is a str, but 5 came"),
         (GOOD, {"documents": [Document("text", "source", 7)] * 40}, "title of a document is a str, but 7 came"),
+        (GOOD, {"documents": [Document("text", "source", 0)] * 40}, "title of a document is a str, but 0 came"),
         *(
             (GOOD, {"documents": [Document(*words)] * 40}, "cannot be stored as UTF-8")
             for words in (("\ud800", "source"), ("text", "caf\udce9.txt"), ("text", "source", "\ud800"))
